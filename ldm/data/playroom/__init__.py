@@ -1,0 +1,42 @@
+"""The playroom: a drawn world with captions in the papers' language and exact masks."""
+
+from ldm.data.playroom.captions import caption_for
+from ldm.data.playroom.concepts import (
+    PlayroomConcepts,
+    concept_scenes,
+    word_masks,
+    write_concept_set,
+)
+from ldm.data.playroom.dataset import PlayroomScenes, scene
+from ldm.data.playroom.objects import OBJECTS
+from ldm.data.playroom.places import PLACES
+from ldm.data.playroom.sampling import sample_spec
+from ldm.data.playroom.scene import ObjectInstance, Scene, render_scene
+from ldm.data.playroom.sets import CONCEPT_SETS, ConceptSet, get_concept_set
+from ldm.data.playroom.spec import ObjectSpec, SceneSpec, parse_object, spec_from_names
+from ldm.data.playroom.vocabulary import vocabulary, write_vocabulary
+
+__all__ = [
+    "CONCEPT_SETS",
+    "ConceptSet",
+    "PlayroomConcepts",
+    "concept_scenes",
+    "get_concept_set",
+    "word_masks",
+    "write_concept_set",
+    "OBJECTS",
+    "PLACES",
+    "ObjectInstance",
+    "ObjectSpec",
+    "PlayroomScenes",
+    "Scene",
+    "SceneSpec",
+    "caption_for",
+    "parse_object",
+    "render_scene",
+    "sample_spec",
+    "scene",
+    "spec_from_names",
+    "vocabulary",
+    "write_vocabulary",
+]

@@ -1,0 +1,132 @@
+"""Named sets as pictures: drawn once, written as files, read like anybody's own photographs."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ldm.data.personalized import PersonalizedBase
+from ldm.data.playroom.scene import Scene, render_scene
+from ldm.data.playroom.sets import ConceptSet, get_concept_set
+from ldm.data.playroom.spec import SceneSpec
+
+LEAST_VISIBLE = 0.55
+
+
+def concept_scenes(
+    name: str, size: int = 64, n_images: int = 4, seed: int = 0
+) -> list[tuple[str, Scene]]:
+    """The pictures of a set, each with its kind: "image", or "concept" and "subject" for Lego.
+
+    Of a Lego set, the first half shows the concept. Raises ValueError for an unknown set or fewer
+    than one picture of a kind.
+    """
+    chosen = get_concept_set(name)
+    kinds = ["image"] * n_images
+    if chosen.subject is not None:
+        kinds = ["concept"] * (n_images - n_images // 2) + ["subject"] * (n_images // 2)
+    if n_images < len(set(kinds)) or n_images < (1 if chosen.subject is None else 2):
+        raise ValueError(f"the set {name!r} needs at least one picture of a kind, got {n_images}")
+    return [(kind, _draw(chosen, kind, size, seed, k)) for k, kind in enumerate(kinds)]
+
+
+def _draw(chosen: ConceptSet, kind: str, size: int, seed: int, number: int) -> Scene:
+    """One picture of a set."""
+    spec = chosen.subject if kind == "subject" else chosen.spec
+    caption = chosen.subject_sentence if kind == "subject" else chosen.sentence
+    rng = Random(f"concepts:{chosen.name}:{seed}:{number}")
+    if chosen.places:
+        spec = replace(spec, place=chosen.places[number % len(chosen.places)])
+    return render_scene(replace(spec, seed=rng.getrandbits(40)), size, caption=caption)
+
+
+def word_masks(name: str, scene: Scene) -> dict[str, np.ndarray]:
+    """What each learnable word of a set is in one of its pictures, bool (size, size)."""
+    masks = {one.name: one.mask for one in scene.objects}
+    masks["ground"] = scene.ground
+    return {word: masks[what] for word, what in get_concept_set(name).shows.items()}
+
+
+def write_concept_set(
+    folder: str | Path, name: str, size: int = 256, n_images: int = 4, seed: int = 0
+) -> Path:
+    """Writes a set as people have theirs: pictures, a sentence for each, masks beside them.
+
+    `1.png` ..., `metadata.jsonl` (file_name, text in markup, kind), `sentence.txt`, and
+    `masks/1-<word>.png` (white where the word is). The folder appears whole or not at all; a folder
+    that already holds this very set is left as it is. Returns the folder.
+    Raises FileExistsError when it holds something else.
+    """
+    folder = Path(folder)
+    recipe = {"set": name, "size": size, "n_images": n_images, "seed": seed}
+    note = folder / "recipe.json"
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == recipe:
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(
+            f"{str(folder)!r} holds something else than the set {recipe}; give an empty folder"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(draft, name, concept_scenes(name, size, n_images, seed))
+        (draft / note.name).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
+        draft.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(draft, folder)
+    except OSError:
+        if not note.is_file():
+            raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return folder
+
+
+def _write(folder: Path, name: str, scenes: list[tuple[str, Scene]]) -> None:
+    """All files of a set."""
+    (folder / "masks").mkdir()
+    rows = []
+    for number, (kind, scene) in enumerate(scenes, start=1):
+        Image.fromarray(scene.image).save(folder / f"{number}.png")
+        row: dict[str, Any] = {"file_name": f"{number}.png", "text": scene.caption}
+        rows.append(row if kind == "image" else {**row, "kind": kind})
+        for word, mask in word_masks(name, scene).items():
+            picture = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+            picture.save(folder / "masks" / f"{number}-{word.strip('<>')}.png")
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "sentence.txt").write_text(get_concept_set(name).sentence + "\n", encoding="utf-8")
+
+
+class PlayroomConcepts(PersonalizedBase):
+    """A named set of drawn pictures to learn words from, with the exact mask of every word.
+
+    The pictures are written once to `folder` (by default one in the system's temporary folder) and
+    read as any user's own are, so that all of :class:`PersonalizedBase` holds: keys, captions
+    in templates, further `options`. Left and right mean nothing here, but masks must fit, so
+    pictures are not flipped unless `flip_p` says so.
+    """
+
+    def __init__(
+        self, name: str, size: int = 64, n_images: int = 4, seed: int = 0, *,
+        folder: str | Path | None = None, flip_p: float = 0.0, **options: Any,
+    ):  # fmt: skip
+        if folder is None:
+            cache = Path(tempfile.gettempdir()) / "playroom-concepts"
+            folder = cache / f"{name}-{size}-{n_images}-{seed}"
+        self.name, self.n_images = name, n_images
+        self.folder = write_concept_set(folder, name, size, n_images, seed)
+        self.scenes = [scene for _, scene in concept_scenes(name, size, n_images, seed)]
+        super().__init__(self.folder, size, flip_p=flip_p, seed=seed, **options)
+
+    def masks(self, image_id: int) -> dict[str, np.ndarray]:
+        """What each word is in one picture, bool (size, size)."""
+        return word_masks(self.name, self.scenes[image_id])

@@ -1,0 +1,105 @@
+"""The world as data sets: endless random scenes to train a model on."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from ldm.data.playroom.captions import caption_for
+from ldm.data.playroom.sampling import sample_spec
+from ldm.data.playroom.scene import Scene, render_scene
+
+SLOTS = 4096
+"""Scenes are numbered step * SLOTS + slot, so that no two examples of a training share one."""
+
+
+def scene(
+    seed: int, index: int, size: int = 64, split: str = "seen", *, n_objects: int | None = None,
+    templates: bool = True, masks: bool = True,
+) -> Scene:  # fmt: skip
+    """Scene number `index` of a split: the same arguments give the same bytes, anywhere.
+
+    Captions of the split "seen" use general words for what is unnamed; the others use true names.
+    """
+    rng = Random(f"playroom:{seed}:{index}:{split}")
+    spec = sample_spec(rng, split, n_objects)
+    caption, words = caption_for(spec, rng, templates=templates, true_names=split != "seen")
+    return render_scene(spec, size, caption=caption, words=words, masks=masks)
+
+
+def to_float(image: np.ndarray) -> np.ndarray:
+    """An uint8 picture as float32 in [-1, 1]."""
+    return image.astype(np.float32) * np.float32(1 / 127.5) - np.float32(1)
+
+
+class PlayroomScenes:
+    """Random scenes with captions, by number or by the key of a training step.
+
+    An example is {"image": float32 (size, size, 3) in [-1, 1], "caption": str, "image_id": int,
+    "flip": False} and, with `masks`, "mask": uint8 (size, size), 0 for the background and k for
+    the k-th object. A share of captions (`caption_dropout`) is empty, for guidance.
+    """
+
+    keyed = True
+
+    def __init__(
+        self,
+        size: int = 64,
+        split: str = "seen",
+        seed: int = 0,
+        length: int | None = None,
+        caption_dropout: float = 0.1,
+        templates: bool = True,
+        *,
+        masks: bool = False,
+        n_objects: int | None = None,
+    ):
+        if not 0 <= caption_dropout <= 1:
+            raise ValueError(f"caption_dropout is a share in [0, 1], got {caption_dropout}")
+        if size < 16:
+            raise ValueError(f"size is at least 16 pixels, got {size}")
+        self.size, self.split, self.seed = size, split, seed
+        self.length = 100_000 if length is None else length
+        self.caption_dropout, self.templates = caption_dropout, templates
+        self.masks, self.n_objects = masks, n_objects
+
+    def __len__(self) -> int:
+        return self.length
+
+    def index_of(self, key: int | Sequence[int]) -> tuple[int, int]:
+        """Seed and number of the scene that a number or a step key asks for."""
+        if isinstance(key, (int, np.integer)):
+            if not 0 <= key < self.length:
+                raise IndexError(f"scene {key} of {self.length}")
+            return self.seed, int(key)
+        step, slot = int(key.step), int(key.slot)
+        if not 0 <= slot < SLOTS:
+            raise ValueError(f"slot {slot} is out of range; a step has at most {SLOTS} examples")
+        return self.seed + 1_000_003 * int(getattr(key, "run", 0)), step * SLOTS + slot
+
+    def scene(self, key: int | Sequence[int]) -> Scene:
+        """The whole scene behind an example."""
+        seed, index = self.index_of(key)
+        return scene(seed, index, self.size, self.split, n_objects=self.n_objects,
+                     templates=self.templates)  # fmt: skip
+
+    def __getitem__(self, key: int | Sequence[int]) -> dict[str, Any]:
+        seed, index = self.index_of(key)
+        drawn = scene(seed, index, self.size, self.split, n_objects=self.n_objects,
+                      templates=self.templates, masks=self.masks)  # fmt: skip
+        caption = drawn.caption
+        if self.caption_dropout and Random(f"drop:{seed}:{index}").random() < self.caption_dropout:
+            caption = ""
+        example = {
+            "image": to_float(drawn.image),
+            "caption": caption,
+            "image_id": index,
+            "flip": False,
+        }
+        if self.masks:
+            mask = np.zeros((self.size, self.size), np.uint8)
+            for number, one in enumerate(drawn.objects, start=1):
+                mask[one.mask] = number
+            example["mask"] = mask
+        return example

@@ -1,0 +1,189 @@
+"""Drawing random scenes of a split."""
+
+from collections.abc import Sequence
+from random import Random
+
+from ldm.data.playroom.colours import COLOURS
+from ldm.data.playroom.objects import OBJECTS
+from ldm.data.playroom.places import PLACES
+from ldm.data.playroom.scans import SCANS
+from ldm.data.playroom.spec import STATES, ObjectSpec, SceneSpec
+from ldm.data.playroom.splits import (
+    SPLITS,
+    UNNAMED_OBJECTS,
+    UNSEEN_OBJECTS,
+    UNSEEN_PAIRS,
+    UNSEEN_STATES,
+    is_drawn,
+    is_named,
+)
+from ldm.data.playroom.things import Thing
+
+HOW_MANY = ((1, 0.33), (2, 0.42), (3, 0.16), (4, 0.06), (5, 0.03))
+GROUND_COLOURS = ("red", "green", "blue", "white", "pink", "yellow", "purple")
+P_SCAN, P_COUNT, P_STATE, P_NOWHERE = 0.04, 0.24, 0.22, 0.06
+
+_DRAWN = tuple(name for name in OBJECTS if name not in UNSEEN_OBJECTS)
+_NAMED = tuple(name for name in _DRAWN if is_named(name))
+_SEATS = tuple(name for name in _DRAWN if OBJECTS[name].seat is not None)
+_MOUTHS = tuple(name for name in _DRAWN if OBJECTS[name].mouth is not None)
+_FOOD = ("watermelon", "bananas", "cheese")
+_FREE_STATES = tuple(state for state in STATES if state not in UNSEEN_STATES)
+
+
+def _pick(rng: Random, names: tuple[str, ...], without: Sequence[str] = ()) -> str:
+    """One of the names; unnamed objects come up half as often as the others."""
+    while True:
+        name = names[int(rng.random() * len(names))]
+        if name not in without and (name not in UNNAMED_OBJECTS or rng.random() < 0.5):
+            return name
+
+
+_PLAIN = ("watermelon", "bananas", "cheese", "spoon", "chair", "tree", "cactus", "basket",
+          "skateboard", "taxi")  # fmt: skip
+_WOODEN = ("chair", "box", "spoon", "boat", "robot", "house", "taxi", "duck", "pot")
+
+
+def _adjective(rng: Random, thing: Thing) -> str | None:
+    """How a thing is made or moves: something that suits it and shows."""
+    if rng.random() > 0.32:
+        return None
+    fitting = [] if thing.name in _PLAIN else ["striped", "patterned"]
+    if thing.rolls:
+        fitting += ["rolling"] * 4
+    if thing.kind == "animal" or thing.name == "bear":
+        fitting += ["fluffy"] * 3
+    else:
+        fitting += ["shiny"]
+    if thing.name in _WOODEN:
+        fitting += ["wooden"] * 2
+    return rng.choice(fitting)
+
+
+def _object(rng: Random, name: str, state: str | None = None, count: int = 1) -> ObjectSpec:
+    """One object in a colour that training may draw it in; a quarter keep their own colour."""
+    colour = None
+    if rng.random() > 0.25:
+        colour = rng.choice(tuple(COLOURS))
+        while not is_drawn(name, colour):
+            colour = rng.choice(tuple(COLOURS))
+    adjective = _adjective(rng, OBJECTS[name])
+    return ObjectSpec(name, colour, None if state else adjective, state, count)
+
+
+def _state(rng: Random, thing: Thing) -> str:
+    """A state that the thing can be in; faces and arms only where there are some."""
+    states = [
+        state
+        for state in _FREE_STATES
+        if not (state == "closed eyes" and not thing.face)
+        and not (state == "arms raised" and not thing.arms)
+    ]
+    return rng.choice(states)
+
+
+def _relation(rng: Random, names: list[str], pool: tuple[str, ...]) -> tuple[str, str]:
+    """How the next object relates to the last one, and which object it is."""
+    last = OBJECTS[names[-1]]
+    draw = rng.random()
+    if draw < 0.3 and last.loose:
+        return "on", _pick(rng, tuple(n for n in _SEATS if n in pool), names)
+    if draw < 0.42 and last.seat is not None:
+        loose = tuple(n for n in pool if OBJECTS[n].loose)
+        return "under", _pick(rng, loose, names)
+    if draw < 0.55 and last.loose and last.extent[0] < 1.2:
+        return "in", _pick(rng, tuple(n for n in _MOUTHS if n in pool), names)
+    if draw < 0.62 and (last.torso or last.crown):
+        return "wearing", _pick(rng, ("jacket",) if last.torso else ("hat",), names)
+    if draw < 0.7 and last.bite:
+        return "eating", _pick(rng, _FOOD, names)
+    return rng.choice(("and", "beside")), _pick(rng, pool, names)
+
+
+def _scene(rng: Random, names: list[str], pool: tuple[str, ...], wanted: int) -> tuple:
+    """Names and relations of `wanted` objects; at most one stack, so that all stay large."""
+    relations: list[str] = []
+    while len(names) < wanted:
+        touching = {"on", "under", "in", "wearing", "eating"} & set(relations)
+        relation, name = _relation(rng, names, pool)
+        seen_twice = touching and relation not in ("and", "beside")
+        if name in names or seen_twice and rng.random() < 0.9:
+            relation, name = rng.choice(("and", "beside")), _pick(rng, pool, names)
+        if relations and relations[-1] in ("in", "wearing", "eating", "under", "on"):
+            relation, name = _after_a_stack(rng, relation, name, names, pool)
+        names.append(name)
+        relations.append(relation)
+    return names, tuple(relations)
+
+
+def _after_a_stack(
+    rng: Random, relation: str, name: str, names: list[str], pool: tuple[str, ...]
+) -> tuple[str, str]:
+    """After something that touches, the scene goes on at the side."""
+    if relation in ("and", "beside"):
+        return relation, name
+    return rng.choice(("and", "beside")), _pick(rng, pool, names)
+
+
+def _count(rng: Random) -> int:
+    draw, total = rng.random(), 0.0
+    for number, share in HOW_MANY:
+        total += share
+        if draw < total:
+            return number
+    return 2
+
+
+def sample_spec(rng: Random, split: str = "seen", n_objects: int | None = None) -> SceneSpec:
+    """A random scene of a split (see `splits.SPLITS`), with `n_objects` kinds of objects if given.
+
+    Raises ValueError for a split or a number of objects that does not exist.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown; accepted are {', '.join(SPLITS)}")
+    if n_objects is not None and not 1 <= n_objects <= 5:
+        raise ValueError(f"a scene has one to five objects, not {n_objects}")
+    seed = rng.getrandbits(40)
+    if split == "seen" and n_objects is None and rng.random() < P_SCAN:
+        return SceneSpec(scan=rng.choice(tuple(SCANS)), seed=seed)
+    pool = _DRAWN if split == "seen" else _NAMED
+    first, colour = _first(rng, split, pool)
+    wanted = _count(rng) if n_objects is None else n_objects
+    names, relations = _scene(rng, [first], pool, wanted)
+    objects = [_object(rng, name) for name in names]
+    if colour is not None:
+        objects[0] = ObjectSpec(first, colour, objects[0].adjective)
+    elif wanted <= 2:
+        objects = _with_state(rng, objects, split)
+    place = None if rng.random() < P_NOWHERE else rng.choice(tuple(PLACES))
+    ground = None
+    if place == "table" and rng.random() < 0.75:
+        ground = rng.choice(GROUND_COLOURS)
+    return SceneSpec(tuple(objects), relations, place, ground, seed)
+
+
+def _first(rng: Random, split: str, pool: tuple[str, ...]) -> tuple[str, str | None]:
+    """The object that a scene begins with, and its colour where the split decides it."""
+    if split == "pairs":
+        colour, name = rng.choice(UNSEEN_PAIRS)
+        return name, colour
+    if split == "unnamed":
+        return rng.choice(UNNAMED_OBJECTS), None
+    if split == "unseen":
+        return rng.choice(UNSEEN_OBJECTS), None
+    return _pick(rng, pool), None
+
+
+def _with_state(rng: Random, objects: list[ObjectSpec], split: str) -> list[ObjectSpec]:
+    """Some scenes show one kind of object several times, or something in a state."""
+    first = objects[0]
+    if len(objects) == 1 and rng.random() < P_COUNT:
+        return [_object(rng, first.name, count=rng.choice((2, 3, 3, 4, 4, 5, 5)))]
+    if rng.random() < P_STATE * (1.6 if len(objects) == 1 else 0.8):
+        state = _state(rng, OBJECTS[first.name])
+        if len(objects) > 1 and state == "walking on a rope":
+            return objects
+        if split == "named" and not is_named(first.name, state):
+            return objects
+        return [_object(rng, first.name, state), *objects[1:]]
+    return objects

@@ -1,0 +1,1 @@
+"""Diffusion models and samplers, at the public paths."""

@@ -1,0 +1,132 @@
+"""What the U-Net and its attention share: sinusoids for time, norms, checkpointing.
+
+The noise schedules live in ``schedule.py``; their public names are also found here.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as torch_checkpoint
+
+from ldm.modules.diffusionmodules.schedule import (
+    extract_into_tensor,
+    make_beta_schedule,
+    make_ddim_sampling_parameters,
+    make_ddim_timesteps,
+    noise_like,
+)
+
+__all__ = [
+    "GroupNorm32",
+    "avg_pool_nd",
+    "checkpoint",
+    "conv_nd",
+    "extract_into_tensor",
+    "linear",
+    "make_beta_schedule",
+    "make_ddim_sampling_parameters",
+    "make_ddim_timesteps",
+    "noise_like",
+    "normalization",
+    "timestep_embedding",
+    "zero_module",
+]
+
+M = TypeVar("M", bound=nn.Module)
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+POOLINGS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+
+def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
+    """Sinusoids that tell the network which noise level it looks at, cosines first.
+
+    `timesteps` (b,) may be fractional; the result is (b, dim) in float32, with a column of zeros
+    at the end when `dim` is odd.
+    """
+    half = dim // 2
+    steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
+    angles = timesteps[:, None].float() * torch.exp(-math.log(max_period) * steps / half)
+    columns = [angles.cos(), angles.sin()]
+    if dim % 2:
+        columns.append(torch.zeros_like(angles[:, :1]))
+    return torch.cat(columns, dim=-1)
+
+
+class GroupNorm32(nn.GroupNorm):
+    """Group normalisation whose result has the type of its input.
+
+    Statistics are kept in float32 by the kernels themselves. Where autocast widens the result,
+    narrowing it here lets the following activation work, and be remembered for the backward pass,
+    in the narrow type.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (b, c, ...) over groups of channels."""
+        if input.device.type == "cpu" and input.dtype.itemsize < 4 and not input.is_contiguous():
+            # The narrow kernel for the channels-last layout is four times slower than this detour.
+            weight, bias = self.weight.float(), self.bias.float()
+            wide = F.group_norm(input.float(), self.num_groups, weight, bias, self.eps)
+            return wide.to(input.dtype)
+        return super().forward(input).to(input.dtype)
+
+
+def normalization(channels: int, eps: float = 1e-5) -> GroupNorm32:
+    """The normalisation used throughout: 32 groups.
+
+    Raises:
+        ValueError: when `channels` is not a multiple of 32.
+    """
+    if channels % 32:
+        raise ValueError(
+            f"cannot normalise {channels} channels in 32 groups: choose model_channels and "
+            "channel_mult so that every width is a multiple of 32"
+        )
+    return GroupNorm32(32, channels, eps=eps)
+
+
+def zero_module(module: M) -> M:
+    """`module` with all parameters zero, so that a residual branch starts as the identity."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def _by_dims(table: dict[int, Callable[..., nn.Module]], dims: int) -> Callable[..., nn.Module]:
+    if dims not in table:
+        raise ValueError(f"dims={dims} is not supported: accepted are {sorted(table)}")
+    return table[dims]
+
+
+def conv_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """A convolution over `dims` (1, 2 or 3) spatial axes; ``ValueError`` for any other number."""
+    return _by_dims(CONVOLUTIONS, dims)(*args, **kwargs)
+
+
+def avg_pool_nd(dims: int, *args: Any, **kwargs: Any) -> nn.Module:
+    """Average pooling over `dims` (1, 2 or 3) spatial axes; ``ValueError`` for any other number."""
+    return _by_dims(POOLINGS, dims)(*args, **kwargs)
+
+
+def linear(*args: Any, **kwargs: Any) -> nn.Linear:
+    """An affine map of the last axis."""
+    return nn.Linear(*args, **kwargs)
+
+
+def checkpoint(
+    func: Callable[..., Any], inputs: Sequence[Any], params: Iterable[nn.Parameter], flag: bool
+) -> Any:
+    """``func(*inputs)``, forgetting what lies in between until the backward pass if `flag` is set.
+
+    Trades time for memory without changing values or gradients. `params` is part of the public
+    signature only: gradients reach parameters, frozen or not, without being told of them. Without
+    gradients there is nothing to save.
+    """
+    del params
+    if flag and torch.is_grad_enabled():
+        return torch_checkpoint(func, *inputs, use_reentrant=False)
+    return func(*inputs)

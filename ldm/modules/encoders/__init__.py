@@ -1,0 +1,1 @@
+"""Encoders of conditions: text, classes, images."""

@@ -1,0 +1,108 @@
+"""The text transformer behind ``BERTEmbedder``: pre-norm, without an attention mask.
+
+It has 8 heads of 64 whatever its width. Padding is attended to like any other token: the public
+text-to-image checkpoint was trained so.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from ldm.modules.attention import FeedForward, fused_attention
+
+EmbeddingHook = Callable[[Tensor, Tensor], Tensor]
+
+
+class AbsolutePositionalEmbedding(nn.Module):
+    """One learned vector per position."""
+
+    def __init__(self, dim: int, max_seq_len: int) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(max_seq_len, dim)
+        nn.init.normal_(self.emb.weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The vectors (n, c) of the first n positions, for `x` (b, n, c)."""
+        return self.emb.weight[: x.shape[1]]
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens among themselves."""
+
+    def __init__(self, dim: int, heads: int = 8, dim_head: int = 64) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(dim, heads * dim_head, bias=False)
+        self.to_k = nn.Linear(dim, heads * dim_head, bias=False)
+        self.to_v = nn.Linear(dim, heads * dim_head, bias=False)
+        self.to_out = nn.Linear(heads * dim_head, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, n, c) -> (b, n, c)."""
+        q, k, v = (
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projected in (self.to_q(x), self.to_k(x), self.to_v(x))
+        )
+        return self.to_out(fused_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Encoder(nn.Module):
+    """`depth` times attention and feed-forward, each normed in front and with a residual."""
+
+    def __init__(self, dim: int, depth: int, heads: int = 8) -> None:
+        super().__init__()
+        self.dim = dim
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            self.layers.append(nn.ModuleList([nn.LayerNorm(dim), Attention(dim, heads)]))
+            self.layers.append(nn.ModuleList([nn.LayerNorm(dim), FeedForward(dim)]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(b, n, c) -> (b, n, c), not yet normalised."""
+        for norm, block in self.layers:
+            x = x + block(norm(x))
+        return x
+
+
+class TransformerWrapper(nn.Module):
+    """Token ids to vectors: embedding, positions, `attn_layers`, norm."""
+
+    def __init__(
+        self, num_tokens: int, max_seq_len: int, attn_layers: Encoder, emb_dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.max_seq_len = max_seq_len
+        self.token_emb = nn.Embedding(num_tokens, attn_layers.dim)
+        nn.init.normal_(self.token_emb.weight, std=0.02)
+        self.pos_emb = AbsolutePositionalEmbedding(attn_layers.dim, max_seq_len)
+        self.emb_dropout = nn.Dropout(emb_dropout)
+        self.attn_layers = attn_layers
+        self.norm = nn.LayerNorm(attn_layers.dim)
+        self.to_logits = nn.Linear(attn_layers.dim, num_tokens)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        return_embeddings: bool = False,
+        embedding_manager: EmbeddingHook | None = None,
+    ) -> Tensor:
+        """What the token ids (b, n) mean: (b, n, c), or scores of all tokens (b, n, v).
+
+        Scores unless `return_embeddings`. ``embedding_manager(tokens, embedded)`` may replace
+        token embeddings before positions are added. Ids beyond the vocabulary are learned words:
+        what is looked up for them is meant to be replaced there.
+
+        Raises:
+            ValueError: when there are more tokens than positions.
+        """
+        if tokens.shape[1] > self.max_seq_len:
+            raise ValueError(
+                f"{tokens.shape[1]} tokens for {self.max_seq_len} positions: shorten the text"
+            )
+        x = self.token_emb(tokens.clamp(max=self.num_tokens - 1))
+        if embedding_manager is not None:
+            x = embedding_manager(tokens, x)
+        x = self.attn_layers(self.emb_dropout(x + self.pos_emb(x)))
+        x = self.norm(x)
+        return x if return_embeddings else self.to_logits(x)

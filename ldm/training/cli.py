@@ -1,0 +1,154 @@
+"""The command line of ``main.py``: the flags people already have, spelt right as well."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ldm.training.errors import UserError
+
+#: Correct spelling of each flag -> the released spelling, both accepted.
+MCPL_WORD_LISTS = {
+    "pseudo_words": ("--pseudo_words", "--presudo_words"),
+    "attn_words": ("--attn_words",),
+    "softmax_words": ("--pseudo_words_softmax", "--presudo_words_softmax"),
+    "contrast_words": ("--pseudo_words_infonce", "--presudo_words_infonce"),
+    "bound_adjectives": ("--adj_aug_infonce",),
+}
+
+
+def flag(text: str) -> bool:
+    """A boolean written as people write it on a command line."""
+    if text.lower() in ("yes", "true", "t", "y", "1"):
+        return True
+    if text.lower() in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+
+
+def word_list(text: str) -> list[str]:
+    """Comma-separated words; an empty text is no word."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+@dataclass(frozen=True)
+class Options:
+    """A parsed command line: the known flags, trainer arguments and configuration overrides."""
+
+    flags: argparse.Namespace
+    trainer: dict[str, str]
+    overrides: list[str]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``main.py``."""
+    parser = argparse.ArgumentParser(
+        prog="main.py",
+        description="Learn new words for a frozen text-to-image model, or train a model.",
+        epilog="Arguments such as model.params.seed=1 override the configuration; "
+        "--max_steps 100 and other arguments of Lightning's Trainer are passed on.",
+    )
+    _run_arguments(parser.add_argument_group("run"))
+    _concept_arguments(parser.add_argument_group("words to learn"))
+    _released_arguments(parser.add_argument_group("words to learn, as in the released MCPL code"))
+    return parser
+
+
+def _run_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-b", "--base", nargs="*", action="extend", default=[], metavar="YAML",
+        help="configuration files, merged left to right",
+    )  # fmt: skip
+    group.add_argument(
+        "-t", "--train", type=flag, nargs="?", const=True, default=None,
+        help="train (the default when the configuration has data)",
+    )  # fmt: skip
+    group.add_argument("--no-test", type=flag, nargs="?", const=True, default=False,
+                       help="skip the test loop after training")  # fmt: skip
+    group.add_argument("-n", "--name", default="", help="name of the run, part of its folder")
+    group.add_argument("-f", "--postfix", default="", help="appended to the folder's name")
+    group.add_argument("-l", "--logdir", default="logs", help="where the runs' folders are made")
+    group.add_argument("-p", "--project", default=None, help="same as --logdir")
+    group.add_argument("-r", "--resume", default="", metavar="RUN",
+                       help="continue a run: its folder or a checkpoint in it")  # fmt: skip
+    group.add_argument("--actual_resume", default="", metavar="CKPT",
+                       help="weights of the text-to-image model")  # fmt: skip
+    group.add_argument("-s", "--seed", type=int, default=None, help="seed of everything random")
+    group.add_argument("-d", "--debug", type=flag, nargs="?", const=True, default=False,
+                       help="full traceback on errors")  # fmt: skip
+    group.add_argument("--scale_lr", type=flag, nargs="?", const=True, default=True,
+                       help="learning rate = base x devices x batch x accumulation")  # fmt: skip
+    group.add_argument("--datadir_in_name", type=flag, nargs="?", const=True, default=True,
+                       help="put the data folder's name into the run's name")  # fmt: skip
+    group.add_argument("--gpus", default=None, help="GPU numbers such as '0,'; CPU if there is none")
+    group.add_argument("--batch_size", type=int, default=None, help="images a step")
+
+
+def _concept_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--data_root", default=None, help="folder of images")
+    group.add_argument(
+        "--sentence", default=None,
+        help='annotated sentence: "a [brown] <teddy:bear> on a [rolling] <board:skateboard>"',
+    )  # fmt: skip
+    group.add_argument("--strategy", choices=("one", "all"), default=None,
+                       help="learn the marked words, or every word of the sentence")  # fmt: skip
+    group.add_argument("--init_word", default=None, help="word the first learned word starts from")
+    group.add_argument("--embedding_manager_ckpt", default="",
+                       help="learned words to continue from")  # fmt: skip
+
+
+def _released_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--placeholder_string", default=None,
+                       help="the sentence, e.g. 'green * and orange @'")  # fmt: skip
+    for name, spellings in MCPL_WORD_LISTS.items():
+        group.add_argument(*spellings, dest=name, type=word_list, default=None,
+                           help="comma-separated words")  # fmt: skip
+    group.add_argument("--infonce_temperature", type=float, default=None)
+    group.add_argument("--infonce_scale", type=float, default=None)
+    group.add_argument("--attn_mask_type", choices=("hard", "soft", "skip"), default=None)
+
+
+def parse(arguments: Sequence[str] | None = None) -> Options:
+    """Parse a command line.
+
+    Raises:
+        UserError: for an argument that is neither a flag, a trainer argument nor an override.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    flags, unknown = build_parser().parse_known_args(arguments)
+    if flags.project is not None:
+        flags.logdir = flags.project
+    trainer, overrides = {}, []
+    known = trainer_arguments() if unknown else frozenset()
+    remaining = iter(unknown)
+    for argument in remaining:
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            if name not in known:
+                raise UserError(f"unknown argument {argument!r}{_nearest(name, known)}")
+            trainer[name] = value if equals else next(remaining, "true")
+        elif "=" in argument and not argument.startswith("-"):
+            overrides.append(argument)
+        else:
+            raise UserError(
+                f"unknown argument {argument!r}: expected a flag (see --help), an argument of "
+                "Lightning's Trainer such as --max_steps 100, or an override such as a.b=c"
+            )
+    return Options(flags, trainer, overrides)
+
+
+def trainer_arguments() -> frozenset[str]:
+    """The names that Lightning's Trainer accepts."""
+    import inspect
+
+    from pytorch_lightning import Trainer
+
+    return frozenset(inspect.signature(Trainer.__init__).parameters) - {"self"}
+
+
+def _nearest(name: str, known: frozenset[str]) -> str:
+    import difflib
+
+    flags = [option[2:] for option in build_parser()._option_string_actions if option[:2] == "--"]
+    close = difflib.get_close_matches(name, [*flags, *known], n=1)
+    return f"; did you mean --{close[0]}?" if close else "; see --help"

@@ -1,0 +1,29 @@
+"""Continue a run: its own configurations come first, what the command line adds comes after."""
+
+import argparse
+from pathlib import Path
+
+from ldm.training.cli import Options
+from ldm.training.errors import UserError
+
+
+def resumed_options(options: Options) -> Options:
+    """`options` with the configuration files of the run that ``--resume`` names put first.
+
+    Raises:
+        UserError: when the folder holds no configuration.
+    """
+    flags = options.flags
+    if not flags.resume:
+        return options
+    given = Path(flags.resume)
+    root = given.resolve().parents[1] if given.is_file() else given
+    configs = sorted((root / "configs").glob("*-project.yaml"))
+    if not configs:
+        raise UserError(
+            f"--resume {given}: {root / 'configs'} holds no *-project.yaml of a run. Give the "
+            "run's folder (logs/<time>_<name>) or a checkpoint in its checkpoints folder"
+        )
+    merged = argparse.Namespace(**vars(flags))
+    merged.base = [str(configs[-1]), *flags.base]
+    return Options(merged, options.trainer, options.overrides)

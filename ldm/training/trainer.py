@@ -1,0 +1,110 @@
+"""Lightning's trainer, its loggers and callbacks, from the ``lightning`` part of a configuration."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+from ldm.callbacks import (
+    AtomicCheckpointIO,
+    CUDACallback,
+    EmbeddingCheckpoint,
+    ImageLogger,
+    RunProgressBar,
+    SetupCallback,
+)
+from ldm.training.errors import UserError
+from ldm.util import instantiate_from_config
+
+logger = logging.getLogger(__name__)
+
+
+def devices(gpus: Any) -> dict[str, Any]:
+    """Trainer arguments for the released ``--gpus 0,``: these GPUs, or the CPU where there is none."""
+    if gpus in (None, "", -1) or not torch.cuda.is_available():
+        if gpus not in (None, "") and not torch.cuda.is_available():
+            logger.info("no GPU here: --gpus %s is read as the CPU", gpus)
+        return {"accelerator": "auto", "devices": 1}
+    numbers = [int(number) for number in str(gpus).split(",") if number.strip()]
+    return {"accelerator": "gpu", "devices": numbers}
+
+
+def build_trainer(config: DictConfig, folder: Any, *, learns_words: bool) -> pl.Trainer:
+    """The trainer of a run that writes to `folder`."""
+    lightning = config.get("lightning") or OmegaConf.create()
+    arguments = OmegaConf.to_container(lightning.get("trainer", OmegaConf.create()), resolve=True)
+    arguments = {**devices(arguments.pop("gpus", None)), **arguments}
+    arguments.setdefault("max_steps", 6100 if learns_words else -1)
+    arguments.setdefault("log_every_n_steps", 10)
+    if arguments.get("val_check_interval") is None:
+        arguments.setdefault("limit_val_batches", 0)
+        arguments.pop("val_check_interval", None)
+    else:
+        arguments.setdefault("check_val_every_n_epoch", None)
+    try:
+        return pl.Trainer(
+            **arguments,
+            logger=loggers(folder),
+            callbacks=callbacks(config, folder, learns_words=learns_words),
+            plugins=[AtomicCheckpointIO()],
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+        )
+    except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
+        raise UserError(f"Lightning's Trainer refused its arguments {arguments}: {error}") from error
+
+
+def loggers(folder: Any) -> list[Any]:
+    """TensorBoard and CSV, in the run's folder."""
+    return [
+        TensorBoardLogger(folder.root, name="", version="tensorboard"),
+        CSVLogger(folder.root, name="", version="csv"),
+    ]
+
+
+def callbacks(config: DictConfig, folder: Any, *, learns_words: bool) -> list[pl.Callback]:
+    """Configuration copies, progress bar, checkpoints, pictures, and what the configuration adds."""
+    lightning = OmegaConf.to_container(config.get("lightning") or OmegaConf.create(), resolve=True)
+    every = _checkpoint_params(lightning).get("every_n_train_steps", 500)
+    found: dict[str, pl.Callback] = {
+        "setup_callback": SetupCallback(
+            resume=str(folder.resumed_from or ""),
+            now=folder.root.name,
+            logdir=folder.root,
+            ckptdir=folder.checkpoints,
+            cfgdir=folder.configs,
+            config=config,
+            lightning_config=OmegaConf.create(lightning),
+        ),
+        "progress": RunProgressBar(),
+        "image_logger": ImageLogger(batch_frequency=750, max_images=4, clamp=True),
+        "cuda_callback": CUDACallback(),
+        "checkpoint_callback": pl.callbacks.ModelCheckpoint(
+            dirpath=folder.checkpoints,
+            filename="step-{step:06d}",
+            auto_insert_metric_name=False,
+            every_n_train_steps=every,
+            save_last=True,
+            save_top_k=0,
+            enable_version_counter=False,
+        ),
+    }
+    if learns_words:
+        found["embeddings"] = EmbeddingCheckpoint(folder.checkpoints, every_n_train_steps=every)
+    for name, entry in (lightning.get("callbacks") or {}).items():
+        if entry is None:
+            found.pop(name, None)
+        elif "target" in entry:
+            found[name] = instantiate_from_config(entry)
+        elif name in found:
+            found[name] = type(found[name])(**(entry.get("params") or {}))
+    return list(found.values())
+
+
+def _checkpoint_params(lightning: Mapping[str, Any]) -> dict[str, Any]:
+    return dict((lightning.get("modelcheckpoint") or {}).get("params") or {})
