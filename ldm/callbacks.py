@@ -137,11 +137,12 @@ class ImageLogger(Callback):
             return
         if self._last.get(split) == step or not (split == "val" or self.is_due(step)):
             return
-        if not callable(getattr(module, "log_images", None)):
+        log_images = getattr(module, "log_images", None)
+        if not callable(log_images):
             return
         self._last[split] = step
         with _previewing(module):
-            produced = module.log_images(batch, split=split, **self.log_images_kwargs)
+            produced = log_images(batch, split=split, **self.log_images_kwargs)
         if not self.rescale:
             produced = {k: v * 2 - 1 if isinstance(v, Tensor) else v for k, v in produced.items()}
         folder = _run_folder(trainer) / "images" / split

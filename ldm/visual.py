@@ -66,13 +66,18 @@ def to_uint8(images: Tensor) -> Picture:
         )
     values = torch.nan_to_num(images.detach().float().cpu(), nan=0.0).clamp(-1.0, 1.0)
     values = values.movedim(-3, -1).expand(*values.shape[:-3], *values.shape[-2:], 3)
-    return ((values + 1.0) * 127.5).round().to(torch.uint8).numpy()
+    picture: Picture = ((values + 1.0) * 127.5).round().to(torch.uint8).numpy()
+    return picture
 
 
 def resize(picture: Picture, size: tuple[int, int], smooth: bool = True) -> Picture:
     """`picture` at `size` (height, width): bicubic, or with hard pixels when not `smooth`."""
     method = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
-    return np.asarray(Image.fromarray(picture).resize(size[::-1], method))
+    return np.asarray(Image.fromarray(picture).resize(size[::-1], method), dtype=np.uint8)
+
+
+def _rounded(values: NDArray[Any]) -> Picture:
+    return np.asarray(np.rint(values), dtype=np.uint8)
 
 
 def heat_colours(values: ArrayLike) -> Picture:
@@ -117,7 +122,7 @@ def overlay(
     grey = picture.astype(np.float32).mean(-1, keepdims=True)
     dimmed = 0.55 * (0.35 * picture + 0.65 * grey)
     alpha = strength * np.sqrt(heat)
-    return (dimmed * (1.0 - alpha) + heat_colours(heat[..., 0]) * alpha).round().astype(np.uint8)
+    return _rounded(dimmed * (1.0 - alpha) + heat_colours(heat[..., 0]) * alpha)
 
 
 def outline(
@@ -131,7 +136,7 @@ def outline(
     border = inside & (np.asarray(core) == 0)
     result = np.where(inside[..., None], picture, 0.35 * picture + 0.65 * np.asarray(PAPER))
     result[border] = colour
-    return result.round().astype(np.uint8)
+    return _rounded(result)
 
 
 def label_map(
@@ -147,8 +152,10 @@ def label_map(
         inside = _upsample(inside, size, False)[..., None]
         total += inside * np.asarray(colours[index % len(colours)], dtype=np.float32)
         count += inside
-    mixed = np.where(count > 0, total / np.maximum(count, 1.0), np.float32(GROUND))
-    return mixed.round().astype(np.uint8)
+    mixed = np.where(
+        count > 0, total / np.maximum(count, 1.0), np.asarray(GROUND, dtype=np.float32)
+    )
+    return _rounded(mixed)
 
 
 def image_grid(

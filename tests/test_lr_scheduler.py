@@ -3,6 +3,7 @@
 import logging
 import math
 import pickle
+from itertools import pairwise
 
 import pytest
 import torch
@@ -48,9 +49,9 @@ def test_one_rise_and_half_a_cosine():
 
 def test_the_rise_is_steady_and_the_decay_falls():
     values = [_cosine().schedule(n) for n in range(60)]
-    rise = [b - a for a, b in zip(values[:10], values[1:11], strict=True)]
+    rise = [b - a for a, b in pairwise(values[:11])]
     assert max(rise) - min(rise) < 1e-12
-    assert all(b <= a for a, b in zip(values[10:], values[11:], strict=False))
+    assert all(b <= a for a, b in pairwise(values[10:]))
 
 
 def test_no_warm_up_starts_at_the_top():

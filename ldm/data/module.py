@@ -202,7 +202,8 @@ class DataModuleFromConfig(LightningDataModule):
         """How many batches the trainer has learned from, half-accumulated ones left out."""
         if self.trainer is None:
             return 0
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        counted: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        done = int(counted.started)
         return done - done % self.trainer.accumulate_grad_batches
 
     def _group(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ A sentence of the picture's own wins over the sentence given for its kind; eithe
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from ldm.data.metadata import KINDS, Item
 from ldm.prompts import (
@@ -21,6 +22,7 @@ from ldm.prompts import (
 
 #: A sentence, its annotated text, or one of either for each kind of picture.
 Wording = Sentence | str | Mapping[str, Sentence | str]
+Strategy = Literal["one", "all"]
 OPENING = re.compile(r"(?:an?\s+|the\s+)?(\S.*?\bof\b)", re.IGNORECASE)
 
 
@@ -78,7 +80,7 @@ def find_marks(text: str) -> bool:
 def pair(
     items: Sequence[Item],
     given: Mapping[str, Sentence],
-    strategy: str = "one",
+    strategy: Strategy = "one",
     own_only: bool = False,
 ) -> list[Sentence]:
     """The sentence of each item, relation filled in, `strategy` applied, definitions made one.

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from ldm.data.images import load_image, normalise, to_pixels
 from ldm.data.metadata import read_items
 from ldm.data.pairing import (
+    Strategy,
     Wording,
     given_sentences,
     is_caption,
@@ -87,7 +88,7 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
         sentence: Wording | None = None,
         templates: Sequence[str] | None = None,
         seed: int = 0,
-        strategy: str = "one",
+        strategy: Strategy = "one",
     ) -> None:
         self.size, self.interpolation, self.center_crop = size, interpolation, center_crop
         self.flip_p = _share("flip_p", flip_p)

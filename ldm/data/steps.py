@@ -92,7 +92,7 @@ def collate(examples: Sequence[Any]) -> Any:
         ValueError: when examples have different keys or shapes; the message names them.
     """
     if not isinstance(examples[0], Mapping):
-        return default_collate(examples)
+        return default_collate(list(examples))
     keys = examples[0].keys()
     for example in examples:
         if example.keys() != keys:

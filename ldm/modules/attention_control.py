@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from torch import nn
 
@@ -22,7 +23,11 @@ __all__ = [
     "controlling",
 ]
 
-PLACES = {"input_blocks": "down", "middle_block": "mid", "output_blocks": "up"}
+PLACES: dict[str, Literal["down", "mid", "up"]] = {
+    "input_blocks": "down",
+    "middle_block": "mid",
+    "output_blocks": "up",
+}
 
 
 def attention_sites(unet: nn.Module) -> list[tuple[CrossAttention, AttentionSite]]:
@@ -34,7 +39,8 @@ def attention_sites(unet: nn.Module) -> list[tuple[CrossAttention, AttentionSite
     found = [(n, m) for n, m in unet.named_modules() if isinstance(m, CrossAttention)]
     sites = []
     for index, (name, module) in enumerate(found):
-        place = next((PLACES[part] for part in name.split(".") if part in PLACES), "mid")
+        places = [PLACES[part] for part in name.split(".") if part in PLACES]
+        place = places[0] if places else "mid"
         sites.append((module, AttentionSite(place, index, module.is_cross, name)))
     return sites
 
@@ -53,5 +59,5 @@ def controlling(unet: nn.Module, controller: AttentionController | None) -> Iter
             module.controller, module.site = controller, site
         yield
     finally:
-        for module, previous, site in before:
-            module.controller, module.site = previous, site
+        for module, controller_before, site_before in before:
+            module.controller, module.site = controller_before, site_before

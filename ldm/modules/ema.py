@@ -15,6 +15,9 @@ class LitEma(nn.Module):
     averages are not dominated by the initial weights.
     """
 
+    decay: Tensor
+    num_updates: Tensor
+
     def __init__(
         self, model: nn.Module, decay: float = 0.9999, use_num_updates: bool = True
     ) -> None:
@@ -49,7 +52,7 @@ class LitEma(nn.Module):
                 f"this is not the model that is averaged: only one of them has {odd[:5]}"
             )
         for name, shadow in self.m_name2s_name.items():
-            yield self._buffers[shadow], parameters[name]
+            yield self.get_buffer(shadow), parameters[name]
 
     @torch.no_grad()
     def forward(self, model: nn.Module) -> None:
@@ -57,8 +60,7 @@ class LitEma(nn.Module):
         # Without branching on values, which would wait for an accelerator.
         self.num_updates += self.num_updates >= 0
         ramp = (1 + self.num_updates) / (10 + self.num_updates)
-        ramp = torch.where(self.num_updates >= 0, ramp, 1.0)
-        decay = torch.minimum(self.decay, ramp)
+        decay = torch.where(self.num_updates >= 0, self.decay.minimum(ramp), self.decay)
         for shadow, parameter in self._pairs(model):
             shadow.lerp_(parameter.to(shadow.dtype), (1 - decay).to(shadow.dtype))
 

@@ -45,6 +45,10 @@ class EmbeddingManager(nn.Module):
         TypeError: for an unknown argument, by name.
     """
 
+    _ids: Tensor
+    _starts: Tensor
+    _sizes: Tensor
+
     def __init__(  # noqa: PLR0913  (the public arguments, and ours by keyword)
         self,
         embedder: TextEncoder,
@@ -266,8 +270,8 @@ def configured_words(
     if as_words(presudo_words):
         given = ",".join(init for init in inits if init)
         return [replace(w, vectors=vectors) for w in released_words(presudo_words or (), (), given)]
-    one = isinstance(placeholder_strings, str)
-    names = [placeholder_strings] if one else list(placeholder_strings or [])
+    names = placeholder_strings or []
+    names = [names] if isinstance(names, str) else list(names)
     inits = [*inits, *[None] * len(names)]
     return [
         LearnableWord(name, init or None, vectors) for name, init in zip(names, inits, strict=False)

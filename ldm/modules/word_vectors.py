@@ -17,6 +17,8 @@ class WordVectors(nn.Module):
     dots in it ("st.bernard").
     """
 
+    _parameters: dict[str, nn.Parameter]  # type: ignore[assignment]  # never None here
+
     def __init__(self, trainable: bool = True) -> None:
         super().__init__()
         self._trainable = trainable

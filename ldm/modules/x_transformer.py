@@ -59,7 +59,8 @@ class Encoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n, c) -> (b, n, c), not yet normalised."""
-        for norm, block in self.layers:
+        for layer in self.layers:
+            norm, block = layer.children()
             x = x + block(norm(x))
         return x
 

@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 #: Folder of the backbone files that ``backbone: <name>`` refers to.
 BACKBONES = Path(__file__).resolve().parents[2] / "configs" / "backbones"
 
+#: How a drawn set is named where a folder is expected, and the dataset it stands for.
+DRAWN, CONCEPT_SET = "playroom:", "ldm.data.playroom.PlayroomConcepts"
+
 MCPL_TARGET = "ldm.models.diffusion.mcpl.MCPL"
 
 
@@ -98,13 +101,26 @@ def _apply_run_flags(config: DictConfig, options: Options) -> None:
     if flags.data_root:
         for part in ("train", "validation"):
             if OmegaConf.select(config, f"data.params.{part}.params") is not None:
-                OmegaConf.update(
-                    config, f"data.params.{part}.params.data_root", flags.data_root, force_add=True
-                )
+                config.data.params[part] = point_at(config.data.params[part], flags.data_root)
     for name, value in options.trainer.items():
         OmegaConf.update(
             config, f"lightning.trainer.{name}", yaml.safe_load(value), force_add=True
         )
+
+
+def point_at(dataset: DictConfig, data_root: str) -> DictConfig:
+    """The dataset's configuration with its pictures taken from `data_root`.
+
+    ``playroom:<name>`` stands for a drawn set of that name, anything else for a folder.
+    """
+    params = dict(dataset.params)
+    drawn = data_root.startswith(DRAWN)
+    if drawn or dataset.target == CONCEPT_SET:
+        kept = {key: params[key] for key in ("size", "seed", "flip_p") if key in params}
+        target = CONCEPT_SET if drawn else "ldm.data.personalized.PersonalizedBase"
+        name = {"name": data_root.removeprefix(DRAWN)} if drawn else {"data_root": data_root}
+        return OmegaConf.create({"target": target, "params": {**kept, **name}})
+    return OmegaConf.create({**dataset, "params": {**params, "data_root": data_root}})
 
 
 def _apply_concept_flags(config: DictConfig, flags: Any) -> None:

@@ -18,12 +18,15 @@ def resumed_options(options: Options) -> Options:
         return options
     given = Path(flags.resume)
     root = given.resolve().parents[1] if given.is_file() else given
-    configs = sorted((root / "configs").glob("*-project.yaml"))
-    if not configs:
+    newest = [
+        sorted((root / "configs").glob(f"*-{kind}.yaml"))[-1:] for kind in ("project", "lightning")
+    ]
+    configs = [str(path) for found in newest for path in found]
+    if not newest[0]:
         raise UserError(
             f"--resume {given}: {root / 'configs'} holds no *-project.yaml of a run. Give the "
             "run's folder (logs/<time>_<name>) or a checkpoint in its checkpoints folder"
         )
     merged = argparse.Namespace(**vars(flags))
-    merged.base = [str(configs[-1]), *flags.base]
+    merged.base = [*configs, *flags.base]
     return Options(merged, options.trainer, options.overrides)

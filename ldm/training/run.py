@@ -115,7 +115,7 @@ def build_model(config: DictConfig) -> pl.LightningModule:
         OmegaConf.to_container(config.model, resolve=True)
     )
     model.seed = config.seed
-    weights = config.get("weights") or OmegaConf.select(config, "backbone.weights")
+    weights = config.get("weights", OmegaConf.select(config, "backbone.weights"))
     if weights:
         state = read_state_dict(find_weights(weights))
         load_with_report(model, state, core=CORE_PREFIXES)

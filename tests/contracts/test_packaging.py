@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import yaml
 from packaging.requirements import Requirement
 
 import ldm
+from ldm.training.cli import build_parser, parse, trainer_arguments
 
 REPO = Path(__file__).resolve().parents[2]
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
@@ -210,3 +212,27 @@ def defined(file: str) -> set[str]:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             names |= {target.id for target in targets if isinstance(target, ast.Name)}
     return names
+
+
+def test_documented_flags_are_those_of_the_command_line():
+    parser = build_parser()
+    accepted = set(parser._option_string_actions) | {f"--{name}" for name in trainer_arguments()}
+    text = (REPO / "docs" / "commands.md").read_text()
+    documented = set(re.findall(r"(?<![\w-])(--?[a-z]\w*(?:-\w+)*)", text))
+    assert documented - accepted - {"--trainer_argument"} == set()
+    silent = [
+        action.option_strings
+        for action in parser._actions
+        if not documented & set(action.option_strings) and action.dest != "help"
+    ]
+    assert silent == []
+
+
+def test_main_py_commands_of_the_readme_parse():
+    text = re.sub(r"\\\n\s+", "", (REPO / "README.md").read_text())
+    commands = re.findall(r"^    (?:\.venv/bin/)?python main\.py (.*)$", text, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        options = parse(shlex.split(command, comments=True))
+        assert options.flags.base
+        assert options.trainer == {}

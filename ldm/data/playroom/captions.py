@@ -14,7 +14,11 @@ P_NO_COLOUR, P_NO_ADJECTIVE, P_NO_PLACE = 0.15, 0.1, 0.1
 P_GENERAL, P_SYNONYM, P_TEMPLATE, P_SWAPPED = 0.07, 0.35, 0.4, 0.4
 
 STATE_PHRASES: dict[str, tuple[str, ...]] = {
-    "frozen in ice": ("{} frozen in ice", "{} frozen in a block of ice", "{} that is frozen in ice"),
+    "frozen in ice": (
+        "{} frozen in ice",
+        "{} frozen in a block of ice",
+        "{} that is frozen in ice",
+    ),
     "burnt and melted": ("{} that is burnt and melted",),
     "crumpled": ("{} that is crumpled",),
     "closed eyes": ("{} with closed eyes", "{} with eyes closed", "{} that has closed eyes"),
@@ -42,7 +46,13 @@ SWAPPED: dict[str, tuple[str, ...]] = {
     "in": ("{b} with {a} in it", "{b} with {a}"),
 }
 PREFIXES = ("a photo of {}", "a picture of {}", "a photo of {}", "an image of {}")
-SCAN_CAPTIONS = ("a scan", "a grey scan", "a photo of a scan", "a round scan", "a picture of a scan")
+SCAN_CAPTIONS = (
+    "a scan",
+    "a grey scan",
+    "a photo of a scan",
+    "a round scan",
+    "a picture of a scan",
+)
 _ARTICLE = re.compile(r"^(an?|the) ")
 _SLOT = re.compile(r"\b(an?|the|my|one) (?=(\w+ )?\{\}$)")
 

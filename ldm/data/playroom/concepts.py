@@ -15,9 +15,6 @@ from PIL import Image
 from ldm.data.personalized import PersonalizedBase
 from ldm.data.playroom.scene import Scene, render_scene
 from ldm.data.playroom.sets import ConceptSet, get_concept_set
-from ldm.data.playroom.spec import SceneSpec
-
-LEAST_VISIBLE = 0.55
 
 
 def concept_scenes(

@@ -54,7 +54,7 @@ def hamster(pen: Pen) -> None:
 
 
 @thing("dog", "puppy", kind="animal", extent=(1.08, 0.92), colour="brown", face=True, arms=True,
-       bite=(0.42, 0.45), crown=(0.22, 0.86, 0.4))  # fmt: skip
+       bite=(0.42, 0.45), crown=(0.22, 0.86, 0.4), sinks=0.12)  # fmt: skip
 def dog(pen: Pen) -> None:
     """A standing dog with long hanging ears, seen from the side, looking at us."""
     pen.limb([(-0.4, 0.38), (-0.5, 0.55), (-0.48, 0.68)], 0.085)
@@ -126,7 +126,7 @@ def fox(pen: Pen) -> None:
 
 
 @thing("duck", "rubber duck", kind="toy", extent=(0.98, 0.9), colour="yellow", face=True,
-       crown=(0.16, 0.84, 0.36))  # fmt: skip
+       crown=(0.16, 0.84, 0.36), sinks=0.12)  # fmt: skip
 def duck(pen: Pen) -> None:
     """A rubber duck, swimming to the right."""
     pen.curve([(-0.48, 0.5), (-0.3, 0.36), (0.1, 0.42), (0.42, 0.36), (0.44, 0.16), (0.24, 0.02),
@@ -183,7 +183,9 @@ def star(pen: Pen) -> None:
     def points(size: float, dx: float, dy: float) -> list[tuple[float, float]]:
         turns = [pi / 2 + k * pi / 5 for k in range(10)]
         radii = [size if k % 2 == 0 else 0.52 * size for k in range(10)]
-        return [(dx + r * cos(t), 0.44 + dy + r * sin(t)) for r, t in zip(radii, turns, strict=True)]
+        return [
+            (dx + r * cos(t), 0.44 + dy + r * sin(t)) for r, t in zip(radii, turns, strict=True)
+        ]
 
     pen.curve(points(0.52, 0, 0), "dark")
     pen.curve(points(0.45, -0.015 * pen.side, 0.015), "base")

@@ -17,7 +17,15 @@ def ball(pen: Pen) -> None:
     pen.oval(-0.16 * pen.side, 0.62, 0.1, 0.07, "pale", 28)
 
 
-@thing("basket", kind="thing", extent=(1.0, 0.94), colour="straw", mouth=0.5, plural="baskets")
+@thing(
+    "basket",
+    kind="thing",
+    extent=(1.0, 0.94),
+    colour="straw",
+    mouth=0.5,
+    plural="baskets",
+    sinks=0.06,
+)
 def basket(pen: Pen) -> None:
     """A woven basket with a tall handle."""
     pen.stroke(arch(0, 0.46, 0.4, 0.44, 0, 180), 0.06, "dark")
@@ -33,12 +41,12 @@ def basket(pen: Pen) -> None:
     pen.box(-0.49, 0.42, 0.49, 0.53, "light", 0.05)
 
 
-@thing("box", "toy box", kind="thing", extent=(1.04, 0.78), colour="card", seat=0.58, mouth=0.56,
-       plural="boxes")  # fmt: skip
+@thing("box", "toy box", kind="thing", extent=(1.04, 0.7), colour="card", seat=0.58, mouth=0.56,
+       plural="boxes", sinks=0.06)  # fmt: skip
 def box(pen: Pen) -> None:
     """An open cardboard box with its flaps turned out."""
-    pen.polygon([(-0.38, 0.56), (-0.52, 0.72), (-0.3, 0.76), (-0.26, 0.56)], "dark")
-    pen.polygon([(0.38, 0.56), (0.52, 0.72), (0.3, 0.76), (0.26, 0.56)], "dark")
+    pen.polygon([(-0.38, 0.56), (-0.54, 0.62), (-0.4, 0.7), (-0.3, 0.56)], "dark")
+    pen.polygon([(0.38, 0.56), (0.54, 0.62), (0.4, 0.7), (0.3, 0.56)], "dark")
     pen.box(-0.4, 0, 0.4, 0.58, "base")
     pen.box(0.22, 0, 0.4, 0.58, "dark")
     pen.coat()
@@ -46,7 +54,7 @@ def box(pen: Pen) -> None:
     pen.box(-0.16, 0.12, 0.08, 0.3, "pale", 0.02)
 
 
-@thing("chair", kind="thing", extent=(0.8, 1.06), colour="brown", seat=0.5, seat_x=0.13)
+@thing("chair", kind="thing", extent=(0.8, 1.06), colour="brown", seat=0.5, seat_x=0.13, sinks=0.06)
 def chair(pen: Pen) -> None:
     """A chair from the side, its back to the left."""
     pen.box(-0.2, 0, -0.11, 0.42, "deep", 0.02)
@@ -60,7 +68,7 @@ def chair(pen: Pen) -> None:
     pen.box(-0.16, 0.48, 0.37, 0.54, "light", 0.03)
 
 
-@thing("jacket", "coat", kind="thing", extent=(1.04, 0.86), colour="blue", wears="torso")
+@thing("jacket", "coat", kind="thing", extent=(1.04, 0.86), colour="blue", wears="torso", sinks=0.2)
 def jacket(pen: Pen) -> None:
     """A jacket with a zip, a collar and two pockets."""
     for side in (-1, 1):
@@ -77,7 +85,7 @@ def jacket(pen: Pen) -> None:
         pen.stroke([(side * 0.12, 0.24), (side * 0.24, 0.28)], 0.045, "deep")
 
 
-@thing("hat", kind="thing", extent=(1.08, 0.64), colour="purple", wears="crown")
+@thing("hat", kind="thing", extent=(1.08, 0.64), colour="purple", wears="crown", sinks=0.0)
 def hat(pen: Pen) -> None:
     """A sun hat: a wide brim, a round crown and a ribbon."""
     pen.oval(0, 0.14, 0.53, 0.14, "dark")
@@ -90,7 +98,7 @@ def hat(pen: Pen) -> None:
     pen.polygon(arch(0, 0.2, 0.29, 0.06, 180, 360) + arch(0, 0.31, 0.285, 0.06, 360, 180), "pale")
 
 
-@thing("pot", kind="thing", extent=(1.14, 0.84), colour="slate", seat=0.72, mouth=0.5)
+@thing("pot", kind="thing", extent=(1.14, 0.84), colour="slate", seat=0.72, mouth=0.5, sinks=0.1)
 def pot(pen: Pen) -> None:
     """A cooking pot with two handles and a lid."""
     for side in (-1, 1):
@@ -107,7 +115,7 @@ def pot(pen: Pen) -> None:
     pen.stroke([(-0.3 * pen.side, 0.36), (-0.28 * pen.side, 0.2)], 0.05, "pale")
 
 
-@thing("mug", "cup", kind="thing", extent=(0.98, 0.74), colour="white", mouth=0.66)
+@thing("mug", "cup", kind="thing", extent=(0.98, 0.74), colour="white", mouth=0.66, sinks=0.1)
 def mug(pen: Pen) -> None:
     """A mug with a round handle."""
     pen.stroke(arch(0.26, 0.36, 0.19, 0.18, 95, -95), 0.1, "dark")
@@ -133,18 +141,26 @@ def spoon(pen: Pen) -> None:
 
 
 @thing("watermelon", kind="food", extent=(1.08, 0.6), colour="melon", article=False, seat=0.57,
-       plural="watermelons")  # fmt: skip
+       plural="watermelons", sinks=0.1)  # fmt: skip
 def watermelon(pen: Pen) -> None:
     """A half-moon slice of watermelon: green rind, pale rim, coloured flesh, dark seeds."""
     for r, fill in ((0.53, (36, 122, 60)), (0.47, (214, 238, 180)), (0.42, "base")):
         pen.polygon(arch(0, 0.56, r, r * 1.05, 180, 360), fill)
-    pen.polygon(arch(0, 0.56, 0.42, 0.44, 300, 360) + [(0.22, 0.56)], "dark")
+    pen.polygon([*arch(0, 0.56, 0.42, 0.44, 300, 360), (0.22, 0.56)], "dark")
     pen.coat()
     for x, y in ((-0.24, 0.45), (0.0, 0.46), (0.24, 0.45), (-0.13, 0.31), (0.13, 0.31)):
         pen.oval(x, y, 0.032, 0.048, INK)
 
 
-@thing("bananas", kind="food", extent=(1.1, 0.66), colour="yellow", article=False, plural="bananas")
+@thing(
+    "bananas",
+    kind="food",
+    extent=(1.1, 0.66),
+    colour="yellow",
+    article=False,
+    plural="bananas",
+    sinks=0.1,
+)
 def bananas(pen: Pen) -> None:
     """A bunch of three bananas."""
     for k, tone in ((2, "dark"), (1, "light"), (0, "base")):
@@ -158,12 +174,27 @@ def bananas(pen: Pen) -> None:
     pen.stroke([(0.41, 0.54), (0.45, 0.63)], 0.09, COFFEE)
 
 
-@thing("cheese", kind="food", extent=(1.04, 0.68), colour="yellow", seat=0.5, plural="cheeses")
+@thing(
+    "cheese",
+    kind="food",
+    extent=(1.04, 0.68),
+    colour="yellow",
+    seat=0.5,
+    plural="cheeses",
+    sinks=0.12,
+)
 def cheese(pen: Pen) -> None:
     """A wedge of cheese with holes."""
     pen.polygon([(-0.5, 0.36), (0.34, 0.66), (0.5, 0.38)], "light")
     pen.polygon([(-0.5, 0.38), (0.5, 0.38), (0.5, 0.0), (-0.5, 0.0)], "base")
     pen.coat()
-    for x, y, r in ((-0.26, 0.2, 0.085), (0.08, 0.11, 0.065), (0.3, 0.25, 0.09), (-0.04, 0.29, 0.05)):
+    for x, y, r in (
+        (-0.26, 0.2, 0.085),
+        (0.08, 0.11, 0.065),
+        (0.3, 0.25, 0.09),
+        (-0.04, 0.29, 0.05),
+    ):
         pen.oval(x, y, r, r * 0.95, "dark")
-        pen.oval(x + 0.012 * pen.side, y - 0.015, r * 0.78, r * 0.74, mix(pen.paint.dark, INK, 0.15))
+        pen.oval(
+            x + 0.012 * pen.side, y - 0.015, r * 0.78, r * 0.74, mix(pen.paint.dark, INK, 0.15)
+        )

@@ -15,7 +15,16 @@ def _wheel(pen: Pen, x: float, y: float, r: float) -> None:
     pen.oval(x, y, r * 0.2, r * 0.2, RUBBER)
 
 
-@thing("skateboard", "board", kind="toy", extent=(1.2, 0.42), colour="red", seat=0.32, rolls=True)
+@thing(
+    "skateboard",
+    "board",
+    kind="toy",
+    extent=(1.2, 0.42),
+    colour="red",
+    seat=0.32,
+    rolls=True,
+    sinks=0.1,
+)
 def skateboard(pen: Pen) -> None:
     """A skateboard from the side: a deck with raised ends and two pairs of wheels."""
     for x in (-0.33, 0.33):
@@ -49,14 +58,16 @@ def taxi(pen: Pen) -> None:
         _wheel(pen, x, 0.15, 0.155)
 
 
-@thing("boat", "sailboat", kind="vehicle", extent=(1.1, 1.0), colour="blue")
+@thing("boat", "sailboat", kind="vehicle", extent=(1.1, 1.0), colour="blue", sinks=0.1)
 def boat(pen: Pen) -> None:
     """A little sailing boat."""
     pen.box(-0.05, 0.2, 0.0, 1.0, TRUNK)
     pen.polygon([(0.03, 0.33), (0.03, 0.98), (0.46, 0.33)], (250, 246, 236))
     pen.polygon([(0.03, 0.33), (0.03, 0.44), (0.385, 0.44), (0.46, 0.33)], (222, 216, 214))
     pen.polygon([(-0.09, 0.33), (-0.09, 0.86), (-0.38, 0.33)], (236, 96, 88))
-    pen.curve([(-0.54, 0.3), (0, 0.275), (0.54, 0.3), (0.38, 0.03), (0, 0.0), (-0.38, 0.03)], "dark")
+    pen.curve(
+        [(-0.54, 0.3), (0, 0.275), (0.54, 0.3), (0.38, 0.03), (0, 0.0), (-0.38, 0.03)], "dark"
+    )
     pen.curve([(-0.54, 0.3), (0, 0.28), (0.52, 0.3), (0.4, 0.13), (0, 0.1), (-0.4, 0.13)], "base")
     pen.coat()
 
@@ -108,10 +119,13 @@ def tree(pen: Pen) -> None:
         pen.oval(x, y, r * 1.2, r, "light")
 
 
-@thing("cactus", kind="plant", extent=(0.84, 1.04), colour="green")
+@thing("cactus", kind="plant", extent=(0.84, 1.04), colour="green", sinks=0.18)
 def cactus(pen: Pen) -> None:
     """A tall cactus with two arms and a pink flower."""
-    for arm in ([(-0.1, 0.34), (-0.3, 0.36), (-0.32, 0.62)], [(0.1, 0.46), (0.29, 0.48), (0.31, 0.74)]):
+    for arm in (
+        [(-0.1, 0.34), (-0.3, 0.36), (-0.32, 0.62)],
+        [(0.1, 0.46), (0.29, 0.48), (0.31, 0.74)],
+    ):
         pen.limb(arm, 0.17)
     pen.stroke([(0, 0.12), (0, 0.86)], 0.28, "dark")
     pen.box(-0.14, 0, 0.14, 0.3, "dark")
@@ -137,6 +151,6 @@ def umbrella(pen: Pen) -> None:
     pen.polygon(dome + scallops, "base")
     pen.polygon(arch(0, 0.46, 0.5, 0.46, 0, 90) + arch(0, 0.46, 0.17, 0.46, 90, 0)
                 + arch(0.333, 0.46, 0.167, 0.1, 180, 0), "dark")  # fmt: skip
-    pen.polygon(arch(0, 0.46, 0.17, 0.46, 90, 180) + arch(0, 0.46, 0.5, 0.46, 180, 90)[:0]
+    pen.polygon(arch(0, 0.46, 0.17, 0.46, 90, 180)
                 + arch(0, 0.46, 0.0, 0.46, 180, 90), "light")  # fmt: skip
     pen.coat()

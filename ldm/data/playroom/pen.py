@@ -50,9 +50,7 @@ def arch(x: float, y: float, rx: float, ry: float, start: float, end: float) -> 
 
 
 @lru_cache(maxsize=1024)
-def _arch(
-    x: float, y: float, rx: float, ry: float, start: float, end: float
-) -> tuple[Point, ...]:
+def _arch(x: float, y: float, rx: float, ry: float, start: float, end: float) -> tuple[Point, ...]:
     count = max(4, int(abs(end - start) / 9))
     turns = [math.radians(start + (end - start) * k / count) for k in range(count + 1)]
     return tuple((x + rx * math.cos(t), y + ry * math.sin(t)) for t in turns)
@@ -153,7 +151,7 @@ class Pen:
         wave = 1.0 + 0.17 * np.abs(np.sin(_FINE * count / 2))[:, None]
         for share, shift, fill in ((1.0, 0.0, tones[1]), (0.88, 0.09, tones[0])):
             shape = _FINE_CIRCLE * wave * (rx * share * 0.97, ry * share * 0.97)
-            shape = shape + (x - shift * rx * self.side, y + shift * ry)
+            shape += np.array((x - shift * rx * self.side, y + shift * ry))
             self._draw.polygon(self._all(shape), fill=self._fill(fill))
 
     def box(
@@ -217,7 +215,7 @@ class Pen:
         self.layer.paste((*tone, 255), (0, 0), mask)
 
     def _stripes(self, draw: ImageDraw.ImageDraw) -> None:
-        width, height = self.layer.size
+        height = self.layer.height
         step = 0.19 * self.scale
         for k in range(-6, 14):
             x = k * step
@@ -269,8 +267,10 @@ class Pen:
         for x, thick in ((0.3, 0.14), (0.52, 0.05)):
             a, b, lean = x * width, thick * width, 0.4 * width
             draw.polygon([(a + lean / 2, 0), (a + b + lean / 2, 0), (a + b - lean / 2, height),
-                          (a - lean / 2, height)], fill=165)  # fmt: skip
-        self.layer.paste((*WHITE, 255), (0, 0), ImageChops.multiply(mask, self.layer.getchannel("A")))
+                          (a - lean / 2, height)], fill=135)  # fmt: skip
+        self.layer.paste(
+            (*WHITE, 255), (0, 0), ImageChops.multiply(mask, self.layer.getchannel("A"))
+        )
 
     def face(
         self,

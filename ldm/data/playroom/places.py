@@ -91,7 +91,9 @@ def desert(canvas: Canvas, rng: Random, ground: RGB | None) -> float:
     x = rng.uniform(0.1, 0.9)
     canvas.oval(x, horizon - 0.14, 0.55, 0.24, mix(sand, (206, 116, 70), 0.45))
     canvas.gradient(0, horizon, mix(sand, (206, 116, 70), 0.3), sand)
-    canvas.curve([(x - 0.5, 0.02), (x - 0.1, horizon * 0.55), (x + 0.5, 0.02)], mix(sand, WHITE, 0.12))
+    canvas.curve(
+        [(x - 0.5, 0.02), (x - 0.1, horizon * 0.55), (x + 0.5, 0.02)], mix(sand, WHITE, 0.12)
+    )
     return horizon
 
 
@@ -106,7 +108,7 @@ def night(canvas: Canvas, rng: Random, ground: RGB | None) -> float:
         canvas.oval(x, y, 0.0095, 0.0095, (250, 246, 210))
     x = rng.choice((0.16, 0.84))
     canvas.oval(x, 0.84, 0.085, 0.085, (255, 246, 196))
-    canvas.oval(x + 0.04, 0.865, 0.068, 0.068, (36, 38, 92))
+    canvas.oval(x + 0.04, 0.865, 0.068, 0.068, (29, 31, 80))
     canvas.gradient(0, horizon, mix(hill, INK, 0.45), hill)
     return horizon
 
@@ -122,7 +124,8 @@ def table(canvas: Canvas, rng: Random, ground: RGB | None) -> float:
     canvas.gradient(0, edge, mix(cloth, INK, 0.06), cloth)
     for x in range(5):
         canvas.polygon([(0.5 + (x - 2.2) * 0.2, edge), (0.5 + (x - 1.8) * 0.2, edge),
-                        (0.5 + (x - 1.8) * 0.36, 0), (0.5 + (x - 2.2) * 0.36, 0)], tone)  # fmt: skip
+                        (0.5 + (x - 1.8) * 0.36, 0), (0.5 + (x - 2.2) * 0.36, 0)],
+                       tone)  # fmt: skip
     canvas.box(0, edge - 0.018, 1, edge, mix(cloth, WHITE, 0.5))
     return edge
 

@@ -12,6 +12,7 @@ HEIGHTS = {1: 0.62, 2: 0.5, 3: 0.41, 4: 0.35, 5: 0.3}
 GAP = 0.02
 ROPE = 0.26
 BACK = 0.31
+MOST_HIDDEN = 0.36
 GROUNDED = BACK + 0.005
 
 GROUPS: dict[int, tuple[tuple[float, float], ...]] = {
@@ -117,8 +118,7 @@ def _put_in(stack: Stack, new: Thing, index: int, mirror: bool) -> None:
     grown = 1.25
     room = (0.7 if new.name == "mug" else 0.9) * new.extent[0] * grown
     scale = min(0.95, room / inside.thing.extent[0])
-    sink = 0.26 if inside.thing.extent[1] > 0.7 else 0.12
-    base = new.mouth * grown - sink * inside.thing.extent[1] * scale
+    base = new.mouth * grown - inside.thing.sinks * inside.thing.extent[1] * scale
     x = -0.08 * grown * (-1 if mirror else 1) if new.name == "mug" else 0.0
     rest = [part for part in stack.parts if part.index != inside.index]
     stack.parts = [
@@ -190,9 +190,7 @@ def _stacks(spec: SceneSpec, rng: Random) -> list[Stack]:
 def _group(index: int, new: Thing, count: int, mirror: bool) -> list[Placed]:
     """The copies of a counted object."""
     width, height = new.extent
-    return [
-        Placed(index, new, dx * width, dy * height, 1.0, mirror) for dx, dy in GROUPS[count]
-    ]
+    return [Placed(index, new, dx * width, dy * height, 1.0, mirror) for dx, dy in GROUPS[count]]
 
 
 def _rows(stacks: list[Stack], spec: SceneSpec) -> list[list[int]]:
@@ -236,9 +234,13 @@ def arrange(spec: SceneSpec, rng: Random) -> list[Placed]:
     stacks = _stacks(spec, rng)
     rows = _rows(stacks, spec)
     scale = _scale(stacks, rows, spec, rng)
-    tries = [_lay_out(stacks, rows, scale, spec, rng) for _ in range(1 if len(rows) == 1 else 8)]
-    best = min(tries, key=_hidden) if len(tries) > 1 else tries[0]
-    return [part for _, parts in best for part in parts]
+    placed = _lay_out(stacks, rows, scale, spec, rng)
+    for _ in range(12 if len(rows) > 1 else 0):
+        if _hidden(placed) < MOST_HIDDEN:
+            break
+        scale *= 0.97
+        placed = _lay_out(stacks, rows, scale, spec, rng)
+    return [part for _, parts in placed for part in parts]
 
 
 def _lay_out(
@@ -264,24 +266,26 @@ def _lay_out(
 
 
 def _hidden(placed: list[tuple[float, list[Placed]]]) -> float:
-    """The largest share of any stack's box that a stack before it covers."""
-    boxes = []
-    for base, parts in placed:
-        left, right, top = Stack(parts).bounds()
-        boxes.append((left, right, base, top))
+    """The largest share of any object's box that stacks before it cover."""
     worst = 0.0
-    for k, (left, right, base, top) in enumerate(boxes):
-        covered = sum(
-            max(0.0, min(right, r) - max(left, x)) * max(0.0, min(top, t) - max(base, b))
-            for x, r, b, t in boxes[k + 1 :]
-        )
-        worst = max(worst, covered / ((right - left) * (top - base)))
+    for k, (_, parts) in enumerate(placed):
+        front = [part for _, others in placed[k + 1 :] for part in others]
+        for part in parts:
+            area = sum(_overlap(part, other) for other in front)
+            worst = max(worst, area / (part.width * part.height))
     return worst
 
 
-def _to_picture(
-    stack: Stack, x: float, base: float, scale: float, rng: Random
-) -> list[Placed]:
+def _overlap(one: Placed, other: Placed) -> float:
+    """How much of their boxes two objects share."""
+    left = max(one.x - one.width / 2, other.x - other.width / 2)
+    right = min(one.x + one.width / 2, other.x + other.width / 2)
+    low = max(one.base, other.base)
+    high = min(one.base + one.height, other.base + other.height)
+    return max(0.0, right - left) * max(0.0, high - low)
+
+
+def _to_picture(stack: Stack, x: float, base: float, scale: float, rng: Random) -> list[Placed]:
     """The stack's parts in shares of the picture; things that stand alone lean a little."""
     alone = len(stack.parts) == 1 and stack.parts[0].thing.loose
     tilt = rng.uniform(-4, 4) if alone else 0.0

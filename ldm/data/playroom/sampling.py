@@ -27,16 +27,19 @@ _DRAWN = tuple(name for name in OBJECTS if name not in UNSEEN_OBJECTS)
 _NAMED = tuple(name for name in _DRAWN if is_named(name))
 _SEATS = tuple(name for name in _DRAWN if OBJECTS[name].seat is not None)
 _MOUTHS = tuple(name for name in _DRAWN if OBJECTS[name].mouth is not None)
+ASIDE = ("and", "beside")
 _FOOD = ("watermelon", "bananas", "cheese")
 _FREE_STATES = tuple(state for state in STATES if state not in UNSEEN_STATES)
 
 
 def _pick(rng: Random, names: tuple[str, ...], without: Sequence[str] = ()) -> str:
-    """One of the names; unnamed objects come up half as often as the others."""
-    while True:
-        name = names[int(rng.random() * len(names))]
-        if name not in without and (name not in UNNAMED_OBJECTS or rng.random() < 0.5):
-            return name
+    """One of the names, or "" if none is left; unnamed objects come half as often as others."""
+    left = [name for name in names if name not in without]
+    for _ in range(20):
+        name = left[int(rng.random() * len(left))] if left else ""
+        if name not in UNNAMED_OBJECTS or rng.random() < 0.5:
+            break
+    return name
 
 
 _PLAIN = ("watermelon", "bananas", "cheese", "spoon", "chair", "tree", "cactus", "basket",
@@ -97,32 +100,22 @@ def _relation(rng: Random, names: list[str], pool: tuple[str, ...]) -> tuple[str
         return "wearing", _pick(rng, ("jacket",) if last.torso else ("hat",), names)
     if draw < 0.7 and last.bite:
         return "eating", _pick(rng, _FOOD, names)
-    return rng.choice(("and", "beside")), _pick(rng, pool, names)
+    return rng.choice(ASIDE), _pick(rng, pool, names)
 
 
-def _scene(rng: Random, names: list[str], pool: tuple[str, ...], wanted: int) -> tuple:
-    """Names and relations of `wanted` objects; at most one stack, so that all stay large."""
+def _scene(
+    rng: Random, first: str, pool: tuple[str, ...], wanted: int
+) -> tuple[list[str], tuple[str, ...]]:
+    """Names and relations of `wanted` objects: at most one stack, the rest stands beside it."""
+    names: list[str] = [first]
     relations: list[str] = []
     while len(names) < wanted:
-        touching = {"on", "under", "in", "wearing", "eating"} & set(relations)
         relation, name = _relation(rng, names, pool)
-        seen_twice = touching and relation not in ("and", "beside")
-        if name in names or seen_twice and rng.random() < 0.9:
-            relation, name = rng.choice(("and", "beside")), _pick(rng, pool, names)
-        if relations and relations[-1] in ("in", "wearing", "eating", "under", "on"):
-            relation, name = _after_a_stack(rng, relation, name, names, pool)
+        if not name or (relation not in ASIDE and not set(relations) <= set(ASIDE)):
+            relation, name = rng.choice(ASIDE), _pick(rng, pool, names)
         names.append(name)
         relations.append(relation)
     return names, tuple(relations)
-
-
-def _after_a_stack(
-    rng: Random, relation: str, name: str, names: list[str], pool: tuple[str, ...]
-) -> tuple[str, str]:
-    """After something that touches, the scene goes on at the side."""
-    if relation in ("and", "beside"):
-        return relation, name
-    return rng.choice(("and", "beside")), _pick(rng, pool, names)
 
 
 def _count(rng: Random) -> int:
@@ -149,7 +142,7 @@ def sample_spec(rng: Random, split: str = "seen", n_objects: int | None = None) 
     pool = _DRAWN if split == "seen" else _NAMED
     first, colour = _first(rng, split, pool)
     wanted = _count(rng) if n_objects is None else n_objects
-    names, relations = _scene(rng, [first], pool, wanted)
+    names, relations = _scene(rng, first, pool, wanted)
     objects = [_object(rng, name) for name in names]
     if colour is not None:
         objects[0] = ObjectSpec(first, colour, objects[0].adjective)

@@ -49,7 +49,10 @@ def _heart(draw: ImageDraw.ImageDraw, pixels: int, rng: Random) -> Shapes:
     x, y = 0.5 + rng.uniform(-0.07, 0.07), 0.52 + rng.uniform(-0.07, 0.07)
     radius = rng.uniform(0.2, 0.25)
     _fill(draw, pixels, _ring(rng, x - radius * 1.15, y - 0.03, radius * 0.62, 0.08, 1.3), 176)
-    return (_ring(rng, x, y, radius * rng.uniform(0.56, 0.64), 0.05), _ring(rng, x, y, radius, 0.03))
+    return (
+        _ring(rng, x, y, radius * rng.uniform(0.56, 0.64), 0.05),
+        _ring(rng, x, y, radius, 0.03),
+    )
 
 
 def _brain(draw: ImageDraw.ImageDraw, pixels: int, rng: Random) -> Shapes:

@@ -28,7 +28,7 @@ def _named(
     name: str, sentence: str, objects: str, relations: str = "", place: str | None = None,
     ground: str | None = None, **shows: str,
 ) -> ConceptSet:  # fmt: skip
-    """A set from short descriptions; words are what `objects` calls them, unless `shows` differs."""
+    """A set from short descriptions; `shows` adds words for what is no object."""
     names = [one.strip() for one in objects.split(";")]
     spec = spec_from_names(names, relations.split(), place, ground)
     words = {f"<{one.name}>": one.name for one in spec.objects if f"<{one.name}:" in sentence}
@@ -43,8 +43,8 @@ _BASKET = "a <basket:thing> with [yellow] <bananas:food> beside a [white] <mug:t
 PAIRS = (
     _named("bear-skateboard", f"{_BEAR} at times square", "brown bear; rolling skateboard", "on",
            "times square"),
-    _named("hamster-watermelon", "a [fluffy] <hamster:animal> eating [red] <watermelon:food> on the "
-           "beach", "fluffy hamster; red watermelon", "eating", "beach"),
+    _named("hamster-watermelon", "a [fluffy] <hamster:animal> eating [red] <watermelon:food> on "
+           "the beach", "fluffy hamster; red watermelon", "eating", "beach"),
     _named("cactus-ball", "a [green] <cactus:plant> and a [red] <ball:toy> in the desert",
            "green cactus; red ball", "and", "desert"),
     _named("basket-bananas", "a [brown] <basket:thing> with [yellow] <bananas:food>",
@@ -85,11 +85,12 @@ QUINTUPLES = (
 HELD_OUT = (
     _named("unnamed-robot-boat", "a [purple] <robot:toy> beside a [yellow] <boat:vehicle> on the "
            "beach", "purple robot; yellow boat", "beside", "beach"),
-    _named("unnamed-cactus-hamster", "a [fluffy] <hamster:animal> beside a [blue] <cactus:plant> at "
-           "night", "fluffy hamster; blue cactus", "beside", "night"),
-    _named("unseen-rocket-umbrella", "a [silver] <rocket:thing> beside a [purple] <umbrella:thing> "
-           "in the snow", "silver rocket; purple umbrella", "beside", "snow"),
-    _named("unseen-penguin-ball", "a [black] <penguin:animal> on a [orange] <ball:toy> on the grass",
+    _named("unnamed-cactus-hamster", "a [fluffy] <hamster:animal> beside a [blue] <cactus:plant> "
+           "at night", "fluffy hamster; blue cactus", "beside", "night"),
+    _named("unseen-rocket-umbrella", "a [silver] <rocket:thing> beside a [purple] "
+           "<umbrella:thing> in the snow", "silver rocket; purple umbrella", "beside", "snow"),
+    _named("unseen-penguin-ball", "a [black] <penguin:animal> on an [orange] <ball:toy> on the "
+           "grass",
            "black penguin; orange ball", "on", "grass"),
 )  # fmt: skip
 SCAN_SETS = tuple(
@@ -105,11 +106,13 @@ SCAN_SETS = tuple(
 _PLACES = ("grass", "room", "beach", "table", "snow", "desert")
 
 
-def _lego(name: str, phrase: str, what: str, kind: str, state: str = "", count: str = "") -> ConceptSet:
+def _lego(
+    name: str, phrase: str, what: str, kind: str, state: str = "", count: str = ""
+) -> ConceptSet:
     """One of Lego's concepts: the subject with and without it."""
     subject = f"<subject:{kind}>"
     with_it = f"a photo of {phrase.format(s=subject)}"
-    noun = what.split()[-1]
+    noun = what.rsplit(maxsplit=1)[-1]
     concept = f"{count} {what}s" if count else f"{what}, {state}"
     return ConceptSet(
         f"lego-{name}",

@@ -80,7 +80,9 @@ class SceneSpec:
 
 def _check(what: str, value: object, accepted: Sequence[object]) -> None:
     if value not in accepted:
-        raise ValueError(f"{what} {value!r} is unknown; accepted are {', '.join(map(str, accepted))}")
+        raise ValueError(
+            f"{what} {value!r} is unknown; accepted are {', '.join(map(str, accepted))}"
+        )
 
 
 def parse_object(text: str) -> ObjectSpec:
@@ -119,7 +121,7 @@ def spec_from_names(
     ground_colour: str | None = None,
     seed: int = 0,
 ) -> SceneSpec:
-    """A scene from short descriptions: `["brown bear", "rolling skateboard"], "on", "times square"`.
+    """A scene from short descriptions: `["brown bear", "rolling skateboard"], "on", "snow"`.
 
     One relation given as a string holds between all neighbours.
     """

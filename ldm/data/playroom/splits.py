@@ -7,8 +7,9 @@
 
 Of the papers' five two-concept sets, the hamster and the cactus are unnamed, so that two of them
 are real discovery; watermelon, ball, bear, skateboard, basket, bananas, chair and dog are seen, so
-that the other three measure what is already named. Of Lego's concepts, those in which words compete with
-inversion are seen; "burnt and melted" and "crumpled" are unnamed; the smiley face is unseen.
+that the other three measure what is already named. Of Lego's concepts, "burnt and melted" and
+"crumpled" are unnamed, the smiley face is unseen; the others are seen, so that words can compete
+with inversion. The places are all seen.
 The parts of the medical scans are unnamed: training says no more than "a scan".
 """
 

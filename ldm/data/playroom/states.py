@@ -76,7 +76,11 @@ def _melt(sheet: Image.Image, pen: Pen) -> Image.Image:
     draw = ImageDraw.Draw(melted)
     half = min(pen.width / 2 + 0.1, pen.width * 0.62)
     for dx, share in ((0, 1.0), (0.4, 0.6), (-0.45, 0.55)):
-        cx, a, b = pen.origin[0] + dx * half * pen.scale, half * share * pen.scale, 0.055 * pen.scale
+        cx, a, b = (
+            pen.origin[0] + dx * half * pen.scale,
+            half * share * pen.scale,
+            0.055 * pen.scale,
+        )
         cy = pen.origin[1] - 0.02 * pen.scale
         draw.ellipse((cx - a, cy - b, cx + a, cy + b), (*tone, 255))
     melted.alpha_composite(Image.fromarray(out))
@@ -146,4 +150,3 @@ def _freeze(sheet: Image.Image, pen: Pen) -> Image.Image:
         draw.ellipse((cx - r, cy - r, cx + r, cy + r), (240, 250, 255, 200))
     block.alpha_composite(glass)
     return block
-

@@ -31,6 +31,8 @@ class Thing:
     """Middle (x, y) and width of a head that can wear a hat."""
     bite: tuple[float, float] | None = None
     """Where an eating animal holds its food."""
+    sinks: float = 0.22
+    """The share of its height that is hidden when it is in a container."""
     wears: str | None = None
     """"torso" or "crown": the part of a body that this garment goes on."""
     face: bool = False
@@ -54,7 +56,9 @@ def thing(
     def register(draw: Draw) -> Draw:
         name = draw.__name__
         if name in THINGS:
-            raise ValueError(f"an object called {name!r} is registered already; choose another name")
+            raise ValueError(
+                f"an object called {name!r} is registered already; choose another name"
+            )
         THINGS[name] = Thing(name, words or (name,), kind, extent, colour, draw, **facts)
         return draw
 

@@ -55,6 +55,7 @@ class Sampler(ABC):
         self.model = model
         self.ddpm_num_timesteps = model.schedule.num_timesteps
         self.ddim_timesteps: np.ndarray | None = None
+        self.ddim_eta = 0.0
 
     @abstractmethod
     def rule(self) -> Rule:

@@ -257,7 +257,7 @@ class UNetModel(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights, in which inputs are taken (autocast aside)."""
-        return self.time_embed[0].weight.dtype
+        return next(self.parameters()).dtype
 
     def forward(
         self,
@@ -275,7 +275,9 @@ class UNetModel(nn.Module):
             ValueError: when the timesteps are missing, `y` is given without `num_classes` or the
                 reverse, or the size of `x` cannot be halved once per level.
         """
-        self._check(x, timesteps, y)
+        if timesteps is None:
+            raise ValueError("timesteps are missing: give one per sample, shape (batch,)")
+        self._check(x, y)
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(self.dtype))
         if y is not None:
             emb = emb + self.label_emb(y)
@@ -291,9 +293,7 @@ class UNetModel(nn.Module):
         head = self.out if self.id_predictor is None else self.id_predictor
         return head(h).to(x.dtype)
 
-    def _check(self, x: Tensor, timesteps: Tensor | None, y: Tensor | None) -> None:
-        if timesteps is None:
-            raise ValueError("timesteps are missing: give one per sample, shape (batch,)")
+    def _check(self, x: Tensor, y: Tensor | None) -> None:
         if (y is None) != (self.num_classes is None):
             given = "no y was given" if y is None else "y was given"
             raise ValueError(

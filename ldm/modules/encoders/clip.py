@@ -53,7 +53,7 @@ class CLIPTextTransformer(nn.Module):
 
         model = CLIPTextModel(config)
         # Before transformers 5 the model wrapped another one under this name.
-        self.text_model: nn.Module = getattr(model, "text_model", model)
+        self.text_model: Any = getattr(model, "text_model", model)
         embeddings = self.text_model.embeddings
         positions = torch.arange(config.max_position_embeddings)[None]
         del embeddings.position_ids
@@ -129,7 +129,8 @@ class FrozenCLIPEmbedder(TextEncoder):
     @property
     def token_embedding(self) -> nn.Embedding:
         """The table of token embeddings (vocabulary, width)."""
-        return self.transformer.text_model.embeddings.token_embedding
+        table: nn.Embedding = self.transformer.text_model.embeddings.token_embedding
+        return table
 
     def freeze(self) -> None:
         """Switch to inference for good: no gradients, evaluation mode."""
@@ -190,7 +191,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _load_tokenizer(source: str) -> Any:
-    from transformers import CLIPTokenizerFast
+    from transformers import CLIPTokenizerFast  # type: ignore[attr-defined, unused-ignore]
 
     try:
         return CLIPTokenizerFast.from_pretrained(source)

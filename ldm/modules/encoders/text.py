@@ -242,7 +242,7 @@ def find_vocabulary(path: str | Path) -> Path:
 
 
 def _load_bert(name: str, vocab_file: Path | None) -> Any:
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizerFast  # type: ignore[attr-defined, unused-ignore]
 
     if vocab_file is not None:
         # transformers 5 renamed the argument.

@@ -1,0 +1,60 @@
+"""Models built from the public configurations have the keys and shapes of public checkpoints."""
+
+import functools
+
+import pytest
+import torch
+
+from ldm.util import instantiate_from_config
+from tests.contracts.published import load, read_manifest
+
+MODELS = {
+    "txt2img-1p4B": ("configs/latent-diffusion/txt2img-1p4B-eval.yaml", 1368),
+    "sd-v1": ("configs/stable-diffusion/v1-inference.yaml", 1143),
+    "celebahq-ldm-vq-4": ("configs/latent-diffusion/celebahq-ldm-vq-4.yaml", 955),
+    "kl-f8": ("configs/autoencoder/autoencoder_kl_32x32x4.yaml", 248),
+}
+
+
+def _without_files(config: dict) -> dict:
+    """The model part of a configuration, with no checkpoint to read and no loss that needs one."""
+    config = config["model"]
+    first_stage = config["params"].get("first_stage_config", config)["params"]
+    first_stage.pop("ckpt_path", None)
+    if "LPIPS" in first_stage["lossconfig"]["target"]:
+        first_stage["lossconfig"] = {"target": "torch.nn.Identity"}
+    return config
+
+
+@functools.cache
+def _build(path: str) -> torch.nn.Module:
+    """The full-size model, without its memory."""
+    with torch.device("meta"):
+        return instantiate_from_config(_without_files(load(path)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_state_dict_keys_match_public_checkpoints(name):
+    path, count = MODELS[name]
+    recorded = {key: tuple(shape) for key, shape in read_manifest(name)["keys"].items()}
+    ours = {key: tuple(value.shape) for key, value in _build(path).state_dict().items()}
+    assert len(recorded) == count
+    assert sorted(recorded.keys() - ours.keys()) == []
+    assert sorted(ours.keys() - recorded.keys()) == []
+    assert {key: shape for key, shape in ours.items() if recorded[key] != shape} == {}
+
+
+@pytest.mark.parametrize("name", ["finetune", "finetune_small", "eval_with_tokens"])
+def test_learned_words_only_add_their_own_keys(name):
+    """A personalised model is the plain one and the vectors of the words."""
+    plain = set(_build(MODELS["txt2img-1p4B"][0]).state_dict())
+    config = _without_files(load(f"configs/latent-diffusion/txt2img-1p4B-{name}.yaml"))
+    with torch.device("meta"):
+        keys = set(instantiate_from_config(config).state_dict())
+    assert plain <= keys
+    extra = {key.rsplit(".", 1)[0] for key in keys - plain}
+    assert extra <= {
+        "embedding_manager.string_to_param_dict",
+        "embedding_manager.initial_embeddings",
+    }
+    assert "embedding_manager.string_to_param_dict.*" in keys

@@ -1,0 +1,93 @@
+"""Named sets: files like a user's own, with exact masks for every word."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ldm.data.metadata import read_items
+from ldm.data.playroom import (
+    CONCEPT_SETS,
+    PlayroomConcepts,
+    concept_scenes,
+    get_concept_set,
+    word_masks,
+    write_concept_set,
+)
+from ldm.data.playroom.__main__ import main
+from ldm.data.steps import StepKey
+from ldm.prompts import parse_sentence
+
+
+@pytest.mark.parametrize("name", sorted(CONCEPT_SETS))
+def test_every_set_shows_every_word(name: str) -> None:
+    chosen = get_concept_set(name)
+    words = {word.name for word in parse_sentence(chosen.sentence).words}
+    assert set(chosen.shows) <= words
+    for kind, scene in concept_scenes(name, 64, 4):
+        masks = word_masks(name, scene)
+        assert set(masks) == set(chosen.shows)
+        assert all(mask.sum() >= 12 for mask in masks.values()), (name, kind)
+        assert np.sum(list(masks.values()), axis=0).max() <= 1
+        assert all(one.visible >= 0.5 for one in scene.objects)
+
+
+def test_the_papers_sets_are_there() -> None:
+    sizes = [len(get_concept_set(name).shows) for name in CONCEPT_SETS if "lego" not in name]
+    assert [sizes.count(n) for n in (3, 4, 5)] == [3, 3, 3]
+    assert sum("lego" in name for name in CONCEPT_SETS) == 10
+    assert sum("scan" in name for name in CONCEPT_SETS) == 3
+    with pytest.raises(ValueError, match="no concept set is called 'x'"):
+        get_concept_set("x")
+
+
+def test_a_set_on_disk(tmp_path: Path) -> None:
+    folder = write_concept_set(tmp_path / "set", "bear-skateboard", 32, 3, seed=1)
+    items = read_items(folder)
+    assert [item.path.name for item in items] == ["1.png", "2.png", "3.png"]
+    assert {item.text for item in items} == {get_concept_set("bear-skateboard").sentence}
+    _, scene = concept_scenes("bear-skateboard", 32, 3, seed=1)[1]
+    assert np.array_equal(np.asarray(Image.open(folder / "2.png")), scene.image)
+    mask = np.asarray(Image.open(folder / "masks" / "2-bear.png")) > 0
+    assert np.array_equal(mask, scene.objects[0].mask)
+    before = (folder / "2.png").stat().st_mtime_ns
+    assert write_concept_set(folder, "bear-skateboard", 32, 3, seed=1) == folder
+    assert (folder / "2.png").stat().st_mtime_ns == before
+    with pytest.raises(FileExistsError, match="holds something else"):
+        write_concept_set(folder, "chair-dog", 32)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_a_lego_set_has_both_kinds(tmp_path: Path) -> None:
+    items = read_items(write_concept_set(tmp_path / "lego", "lego-frozen", 32))
+    assert [item.kind for item in items] == ["concept", "concept", "subject", "subject"]
+    assert "<frozen" in items[0].text
+    assert "<frozen" not in items[2].text
+    kinds = [(kind, scene.objects[0].state) for kind, scene in concept_scenes("lego-frozen", 32)]
+    assert kinds[0] == ("concept", "frozen in ice")
+    assert kinds[3] == ("subject", None)
+    with pytest.raises(ValueError, match="at least one picture"):
+        concept_scenes("lego-frozen", 32, 1)
+
+
+def test_the_data_set_of_a_concept_set(tmp_path: Path) -> None:
+    data = PlayroomConcepts("bear-skateboard", 32, folder=tmp_path / "set")
+    assert {word.name for word in data.words} == {"<bear>", "<skateboard>"}
+    example = data[StepKey(3, 1)]
+    assert example["image"].shape == (32, 32, 3)
+    assert {span.word for span in example["caption"].learnable} == {"<bear>", "<skateboard>"}
+    assert not example["flip"]
+    masks = data.masks(int(example["image_id"]))
+    assert set(masks) == {"<bear>", "<skateboard>"}
+    drawn = np.rint((example["image"] + 1) * 127.5).astype(np.uint8)
+    assert np.array_equal(drawn, data.scenes[int(example["image_id"])].image)
+
+
+def test_the_command_line_draws_sheets(tmp_path: Path) -> None:
+    main(["--out", str(tmp_path / "a.png"), "--n", "4", "--size", "16", "--columns", "2"])
+    assert Image.open(tmp_path / "a.png").size == (36, 36)
+    main(["--out", str(tmp_path / "b.png"), "--concepts", "chair-dog", "--n", "2", "--size", "16"])
+    assert (tmp_path / "b.png").is_file()
+    main(["--vocabulary", str(tmp_path / "vocab.txt")])
+    assert len((tmp_path / "vocab.txt").read_text().splitlines()) > 600
