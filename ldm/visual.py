@@ -85,11 +85,7 @@ def heat_colours(values: ArrayLike) -> Picture:
     stops = np.linspace(0.0, 1.0, len(HEAT))
     table = np.asarray(HEAT, dtype=np.float64)
     values = np.clip(np.asarray(values, dtype=np.float64), 0.0, 1.0)
-    return (
-        np.stack([np.interp(values, stops, table[:, k]) for k in range(3)], -1)
-        .round()
-        .astype(np.uint8)
-    )
+    return _rounded(np.stack([np.interp(values, stops, table[:, k]) for k in range(3)], -1))
 
 
 def _plane(values: Tensor | ArrayLike, what: str) -> NDArray[np.float32]:

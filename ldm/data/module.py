@@ -203,7 +203,7 @@ class DataModuleFromConfig(LightningDataModule):
         if self.trainer is None:
             return 0
         counted: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        done = int(counted.started)
+        done = int(counted.processed)
         return done - done % self.trainer.accumulate_grad_batches
 
     def _group(self) -> tuple[int, int]:

@@ -1,0 +1,262 @@
+"""Load a model with its learned words, and sample pictures from prompts: what the scripts are made of."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from ldm.checkpoint import load_with_report, read_embeddings, read_state_dict
+from ldm.models.diffusion.ancestral import sample_ddpm
+from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.dpm_solver import DPMSolverSampler
+from ldm.models.diffusion.plms import PLMSSampler
+from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.prompts.sentence import LearnableWord
+from ldm.util import freeze, instantiate_from_config
+
+logger = logging.getLogger(__name__)
+
+ROOT = Path(__file__).resolve().parents[1]
+#: The configuration that fits a checkpoint, by the width of its text context.
+CONFIG_OF_WIDTH = {
+    1280: "configs/latent-diffusion/txt2img-1p4B-eval.yaml",
+    768: "configs/stable-diffusion/v1-inference.yaml",
+    128: "configs/backbones/playroom.yaml",
+}
+SAMPLERS = {"ddim": DDIMSampler, "plms": PLMSSampler, "dpm": DPMSolverSampler}
+CONTEXT_KEY = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight$")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How pictures are drawn.
+
+    Raises:
+        ValueError: for counts below one, an unknown sampler or a strength outside (0, 1].
+    """
+
+    sampler: str = "ddim"
+    steps: int = 50
+    scale: float = 5.0
+    eta: float = 0.0
+    height: int | None = None
+    width: int | None = None
+    seed: int = 42
+    fixed_code: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sampler not in (*SAMPLERS, "ancestral"):
+            raise ValueError(
+                f"sampler {self.sampler!r} is unknown; accepted are {[*SAMPLERS, 'ancestral']}"
+            )
+        if self.steps < 1:
+            raise ValueError(f"{self.steps} sampling steps: at least 1 is needed")
+
+
+def rooted(path: str | Path) -> Path:
+    """A file, looked for from the current folder and then from the project's root."""
+    given = Path(path).expanduser()
+    return ROOT / path if not given.exists() and (ROOT / path).exists() else given
+
+
+def context_width(state: Mapping[str, Tensor]) -> int | None:
+    """How wide the text context of a checkpoint's U-Net is, if it has text."""
+    for key, value in state.items():
+        if CONTEXT_KEY.search(key):
+            return value.shape[1]
+    return None
+
+
+def read_model_config(path: str | Path) -> DictConfig:
+    """The ``model`` part of a configuration file; of a backbone file, its model.
+
+    Raises:
+        ValueError: when the file describes no model.
+    """
+    path = rooted(path)
+    if not path.is_file():
+        raise ValueError(f"configuration file {path} does not exist")
+    config = OmegaConf.load(path)
+    if "model" in config:
+        return config.model
+    if "backbone" in config and not isinstance(config.backbone, str):
+        target = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion"}
+        return OmegaConf.merge(target, config.backbone.model)
+    raise ValueError(f"{path} describes no model: expected a top-level key 'model' or 'backbone'")
+
+
+def load_model(
+    weights: str | Path | None = None,
+    config: str | Path | None = None,
+    *,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """A frozen `LatentDiffusion` ready to sample.
+
+    Without `weights`, the model that ships with the project; without `config`, the public
+    configuration that fits the weights.
+
+    Raises:
+        ValueError: when no known configuration fits, or the weights are of another architecture.
+        FileNotFoundError: when there is no such file.
+    """
+    if weights is None:
+        backbone = OmegaConf.load(rooted(CONFIG_OF_WIDTH[128])).backbone
+        weights, config = rooted(backbone.weights), config or CONFIG_OF_WIDTH[128]
+    state = read_state_dict(rooted(weights))
+    if config is None:
+        width = context_width(state)
+        if width not in CONFIG_OF_WIDTH:
+            raise ValueError(
+                f"{weights}: no configuration is known for a text context {width} wide (known: "
+                f"{sorted(CONFIG_OF_WIDTH)}); give one with --config"
+            )
+        config = CONFIG_OF_WIDTH[width]
+        logger.info("%s is %d wide: using %s", weights, width, config)
+    return load_model_from_config(read_model_config(config), state, source=weights, device=device)
+
+
+def load_model_from_config(
+    config: Any,
+    state: Mapping[str, Tensor] | str | Path,
+    *,
+    source: str | Path | None = None,
+    device: str | torch.device = "cpu",
+) -> Any:
+    """Build the model of a configuration and fill it from a checkpoint or its state."""
+    if not isinstance(state, Mapping):
+        source, state = state, read_state_dict(rooted(state))
+    described = OmegaConf.to_container(config.get("model", config), resolve=True)
+    described["params"].pop("personalization_config", None)
+    described["params"].pop("ckpt_path", None)
+    model = instantiate_from_config(described)
+    load_with_report(model, state, source=source or "the checkpoint")
+    return freeze(model).to(device)
+
+
+def load_words(model: Any, paths: Sequence[str | Path]) -> list[str]:
+    """Give `model` the words of embedding files; returns their names.
+
+    Raises:
+        ValueError: when a word is in two files, or is not as wide as the model's text encoder.
+    """
+    encoder = model.cond_stage_model
+    vectors: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    for path in paths:
+        for word, value in read_embeddings(path).vectors.items():
+            if word in origin:
+                raise ValueError(
+                    f"the word {word!r} is in {origin[word]} and in {path}; rename one of them with "
+                    "merge_embeddings.py"
+                )
+            if value.shape[-1] != encoder.width:
+                needs = CONFIG_OF_WIDTH.get(value.shape[-1])
+                raise ValueError(
+                    f"{path}: the word {word!r} is {value.shape[-1]} wide, this model's text "
+                    f"encoder {encoder.width}"
+                    + (f"; it was learned for a model of {needs}" if needs else "")
+                )
+            vectors[word], origin[word] = value, str(path)
+    words = [LearnableWord(word, vectors=len(value)) for word, value in vectors.items()]
+    manager = EmbeddingManager(encoder, words=words)
+    for word, value in vectors.items():
+        manager.string_to_param_dict[word].data.copy_(value)
+    model.embedding_manager = freeze(manager).to(model.device)
+    return list(vectors)
+
+
+def check_prompts(prompts: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a prompt with a ``<word>`` that was not loaded.
+
+    Raises:
+        ValueError: naming the word and the nearest known ones.
+    """
+    for prompt in prompts:
+        for word in re.findall(r"<[^<>\s][^<>]*>", prompt):
+            if word not in known:
+                near = get_close_matches(word, known, n=3, cutoff=0.3) or list(known)
+                hint = f"did you mean {', '.join(near)}?" if near else "no learned words are loaded"
+                raise ValueError(
+                    f"the prompt {prompt!r} has the word {word}, which is not among the learned "
+                    f"words; {hint} Load a file that has it with --embedding_path"
+                )
+
+
+def latent_shape(model: Any, options: SamplingOptions) -> list[int]:
+    """(channels, height, width) of the latents for pictures of the wanted size.
+
+    Raises:
+        ValueError: when a side is not a multiple of what the network needs.
+    """
+    factor = 2 ** (len(model.first_stage_model.encoder.down) - 1)
+    multiple = factor * 2 ** (len(model.model.diffusion_model.channel_mult) - 1)
+    sides = []
+    for name, pixels in (("H", options.height), ("W", options.width)):
+        if pixels is not None and (pixels < multiple or pixels % multiple):
+            raise ValueError(f"--{name} {pixels}: must be a positive multiple of {multiple}")
+        sides.append(pixels // factor if pixels else model.image_size)
+    return [model.channels, *sides]
+
+
+@torch.no_grad()
+def sample_latents(
+    model: Any,
+    prompts: Sequence[str],
+    options: SamplingOptions,
+    *,
+    first: int = 0,
+    progress: bool = True,
+    **sampler_options: Any,
+) -> Tensor:
+    """Latents (b, c, h, w), one per prompt.
+
+    Picture number `first` + i has a random stream of its own (seed + its number), so that it does
+    not depend on how pictures are grouped into batches. `sampler_options` go to the sampler.
+    """
+    shape = latent_shape(model, options)
+    numbers = [0 if options.fixed_code else first + i for i in range(len(prompts))]
+    generators = [torch.Generator().manual_seed(options.seed + number) for number in numbers]
+    x_T = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
+    cond = model.get_learned_conditioning(list(prompts))
+    uncond = model.get_learned_conditioning([""] * len(prompts)) if options.scale != 1.0 else None
+    common = {
+        "x_T": x_T,
+        "generator": generators,
+        "verbose": progress,
+        "unconditional_guidance_scale": options.scale,
+        "unconditional_conditioning": uncond,
+        **sampler_options,
+    }
+    if options.sampler == "ancestral":
+        samples, _ = sample_ddpm(model, len(prompts), shape, cond, **common)
+    else:
+        sampler = SAMPLERS[options.sampler](model)
+        samples, _ = sampler.sample(
+            options.steps, len(prompts), shape, cond, eta=options.eta, **common
+        )
+    return samples
+
+
+def sample_images(
+    model: Any,
+    prompt: str,
+    options: SamplingOptions,
+    *,
+    count: int = 4,
+    batches: int = 1,
+    progress: bool = True,
+) -> Iterator[Tensor]:
+    """Pictures (count, 3, H, W) in [-1, 1] of one prompt, batch by batch."""
+    for batch in range(batches):
+        latents = sample_latents(
+            model, [prompt] * count, options, first=batch * count, progress=progress
+        )
+        yield model.decode_first_stage(latents).clamp(-1, 1)
