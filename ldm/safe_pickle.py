@@ -226,7 +226,8 @@ def _subclassed(rebuild: Any, _kind: object, arguments: Any, _state: object) -> 
 
 
 def _empty_array(*_ignored: object) -> _Array:
-    return _Array((0,), dtype=np.int8)
+    array: _Array = _Array((0,), dtype=np.int8)
+    return array
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:

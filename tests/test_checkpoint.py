@@ -208,6 +208,7 @@ def test_a_stub_swallows_everything(tmp_path):
     assert vars(stub) == {}
 
 
+@pytest.mark.filterwarnings("ignore:backward hook")
 def test_no_factory_or_hook_of_the_file_is_ever_called(tmp_path):
     """What would run later, on use, is inert too."""
     hooked = torch.zeros(2, requires_grad=True)

@@ -1,21 +1,70 @@
 """Read the cross-attention of chosen words while the network runs.
 
-The maps of MCPL sec. 3.4 need a few columns of the attention matrix at one or two resolutions. They are computed beside the fused
-kernel and without gradient, so that recording changes neither the numbers nor, noticeably, the time of a step.
+The maps of MCPL sec. 3.4 need a few columns of the attention matrix at one or two resolutions. They
+are computed beside the fused kernel and without gradient, so that recording changes neither the
+numbers nor, noticeably, the time of a step.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.modules.attention import AttentionSite
+from ldm.modules.attention import AttentionSite, Grid, attention_probs
 from ldm.modules.attention_control import AttentionController
+from ldm.prompts.spans import find_words
+
+#: Per caption, the token positions of everything that has a name.
+Positions = Sequence[dict[str, list[int]]]
 
 
-def word_columns(positions: Sequence[dict[str, list[int]]], words: Sequence[str]) -> Tensor:
+def adjective_of(word: str) -> str:
+    """The name under which the adjective bound to `word` is recorded: ``[<teddy>]``."""
+    return f"[{word}]"
+
+
+def named_positions(
+    tokens: Any, captions: Sequence[Any] = (), spellings: Iterable[str] = ()
+) -> list[dict[str, list[int]]]:
+    """Where words stand, per caption: learnable ones, bound adjectives, and any others by spelling.
+
+    A learnable word goes by its own name and the adjective bound to it by that of `adjective_of`.
+    `spellings` that are not learnable in a caption are looked up in its text.
+    """
+    rows = []
+    for row, (learnable, bound) in enumerate(zip(tokens.learnable, tokens.bound, strict=True)):
+        found = {**learnable, **{adjective_of(word): at for word, at in bound.items()}}
+        for spelling in spellings:
+            if spelling in found or not captions:
+                continue
+            spans = find_words(str(captions[row]), [spelling])
+            hits = {at for span in spans for at in tokens.at(row, span.start, span.end)}
+            if hits:
+                found[spelling] = sorted(hits)
+        rows.append(found)
+    return rows
+
+
+def concept_words(names: Iterable[str], embeddings: Any = None) -> list[str]:
+    """Which of `names` stand for concepts: the marked words of the sentence (role "noun").
+
+    So with MCPL-all, where "on" and "a" are learned too, they are not taken for concepts. Where the
+    words have no roles, or none of them is a noun, every name counts.
+    """
+    roles = {word.name: word.role for word in getattr(embeddings, "learnable", ())}
+    if "noun" not in roles.values():
+        return list(names)
+    return [name for name in names if roles.get(name) == "noun"]
+
+
+def to_device(values: Any, device: torch.device) -> Tensor:
+    """A small table from the host on `device`, without waiting for what is computed there."""
+    return torch.as_tensor(values).to(device, non_blocking=True)
+
+
+def word_columns(positions: Positions, words: Sequence[str]) -> Tensor:
     """Token positions of each word in each caption: (b, words, k), padded with -1."""
     longest = max((len(row.get(word, ())) for row in positions for word in words), default=0)
     columns = torch.full((len(positions), len(words), max(longest, 1)), -1, dtype=torch.long)
@@ -36,10 +85,14 @@ def gather_columns(probabilities: Tensor, columns: Tensor) -> Tensor:
     Returns:
         (b, words, pixels); zero for a word that a caption does not contain.
     """
-    present = (columns >= 0).to(probabilities)
+    present = columns >= 0
     index = columns.clamp(min=0).flatten(1)[:, None].expand(-1, probabilities.shape[1], -1)
     picked = probabilities.gather(2, index).unflatten(2, columns.shape[1:])
-    total = (picked * present[:, None]).sum(-1)
+    picked = picked.masked_fill(~present[:, None], 0)
+    # One token after the other: the padding that other captions need cannot change the rounding.
+    total = torch.zeros_like(picked[..., 0])
+    for token in picked.unbind(-1):
+        total = total + token
     return (total / present.sum(-1).clamp(min=1)[:, None]).transpose(1, 2)
 
 
@@ -47,10 +100,12 @@ class WordAttention(AttentionController):
     """Mean cross-attention map of every word, over heads and over all layers of the given sizes.
 
     Args:
-        tokens: the tokenised captions (with ``learnable`` and ``bound`` positions), or plain positions per caption.
-        resolutions: map sizes, as the longer side in pixels of the feature grid. Layers are chosen by size, never by index.
+        tokens: the tokenised captions (with ``learnable`` and ``bound`` positions), or the
+            positions of named words in each caption (see `named_positions`).
+        resolutions: map sizes, as the longer side in pixels of the feature grid. Layers are chosen
+            by size, never by index.
         words: which words; by default all learnable words of the captions.
-        bound: read the adjectives bound to the words instead of the words themselves.
+        adjectives: also record the adjectives bound to those words, as `adjective_of` names them.
     """
 
     rewrites = False
@@ -61,26 +116,26 @@ class WordAttention(AttentionController):
         resolutions: Collection[int],
         words: Sequence[str] | None = None,
         *,
-        bound: bool = False,
+        adjectives: bool = False,
     ) -> None:
-        positions = tokens
-        if hasattr(tokens, "learnable"):
-            positions = tokens.bound if bound else tokens.learnable
-        self.words = list(words or dict.fromkeys(word for row in positions for word in row))
+        self.words = _wanted(tokens, words, adjectives)
+        positions = named_positions(tokens) if hasattr(tokens, "learnable") else tokens
         self.columns = word_columns(positions, self.words)
+        self._present = (self.columns >= 0).any(-1)
         self.resolutions = frozenset(resolutions)
         self.conditional = slice(None)
         self.clear()
 
     def clear(self) -> None:
         """Forget what was recorded."""
-        self.sums: dict[tuple[int, int], Tensor] = {}
-        self.counts: dict[tuple[int, int], int] = {}
+        self.sums: dict[Grid, Tensor] = {}
+        self.counts: dict[Grid, int] = {}
+        self.passed: set[Grid] = set()
 
     @property
     def present(self) -> Tensor:
-        """Which caption contains which word: bool (b, words)."""
-        return (self.columns >= 0).any(-1)
+        """Which caption contains which word: bool (b, words), on the host."""
+        return self._present
 
     def wants(self, site: AttentionSite) -> bool:
         """Only cross-attention."""
@@ -92,15 +147,18 @@ class WordAttention(AttentionController):
 
     @torch.no_grad()
     def observe(
-        self, q: Tensor, k: Tensor, scale: float, site: AttentionSite, grid: tuple[int, int] | None
+        self, q: Tensor, k: Tensor, scale: float, site: AttentionSite | None, grid: Grid | None
     ) -> None:
         """Add one layer's maps; q (b, heads, pixels, d), k (b, heads, tokens, d)."""
         if grid is None or max(grid) not in self.resolutions:
+            self.passed.update(() if grid is None else (grid,))
             return
-        q, k = q[self.conditional].float(), k[self.conditional].float()
-        probabilities = torch.softmax(q @ k.transpose(-1, -2) * scale, dim=-1).mean(1)
-        columns = self.columns.to(probabilities.device)
-        maps = gather_columns(probabilities, columns).unflatten(2, grid)
+        with torch.autocast(q.device.type, enabled=False):
+            q, k = q[self.conditional].float(), k[self.conditional].float()
+            probabilities = attention_probs(q, k, scale).mean(1)
+        if self.columns.device != q.device:
+            self.columns = to_device(self.columns, q.device)
+        maps = gather_columns(probabilities, self.columns).unflatten(2, grid)
         self.sums[grid] = self.sums[grid] + maps if grid in self.sums else maps
         self.counts[grid] = self.counts.get(grid, 0) + 1
 
@@ -110,12 +168,14 @@ class WordAttention(AttentionController):
         Sizes count equally: each is averaged over its layers first, then smaller ones are enlarged.
 
         Raises:
-            ValueError: when no cross-attention layer has one of the wanted sizes.
+            ValueError: when no cross-attention layer has one of the wanted sizes; names those that
+                there are.
         """
         if not self.sums:
             raise ValueError(
-                f"no cross-attention layer has maps of {sorted(self.resolutions)} pixels a side; "
-                "choose mask_resolution among the sizes of the network's attention layers"
+                f"no cross-attention layer has maps of {sorted(self.resolutions)} pixels on the "
+                f"longer side; those of this network at this latent size (height, width) are "
+                f"{sorted(self.passed)}: choose mask_resolution among them"
             )
         size = max(self.sums, key=lambda grid: grid[0] * grid[1])
         means = [self.sums[grid] / self.counts[grid] for grid in self.sums]
@@ -123,3 +183,10 @@ class WordAttention(AttentionController):
             m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in means
         ]
         return torch.stack(enlarged).mean(0)
+
+
+def _wanted(tokens: Any, words: Sequence[str] | None, adjectives: bool) -> list[str]:
+    """The names to record: `words`, else all learnable ones (all names of plain positions)."""
+    rows = getattr(tokens, "learnable", tokens)
+    wanted = list(words or dict.fromkeys(word for row in rows for word in row))
+    return wanted + [adjective_of(word) for word in wanted] if adjectives else wanted

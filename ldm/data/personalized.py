@@ -126,6 +126,10 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
         shown = {name for each in self._pairs for name in each.caption.names()}
         return tuple(word for word in merge_words(self._pairs) if word.name in shown)
 
+    def sentence_of(self, image_id: int) -> Sentence:
+        """The sentence that a picture is shown with."""
+        return self._pairs[image_id]
+
     def __getitem__(self, key: StepKey | int) -> dict[str, Any]:
         """One example; see the class."""
         if isinstance(key, StepKey):

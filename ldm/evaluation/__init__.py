@@ -1,1 +1,1 @@
-
+"""Measures of learned words: where they look, what they render."""

@@ -191,9 +191,9 @@ class FeedForward(nn.Module):
         return self.net(x)
 
 
-def Normalize(in_channels: int) -> GroupNorm32:  # noqa: N802 - a public name
-    """The normalisation in front of a transformer: 32 groups, eps 1e-6."""
-    return normalization(in_channels, eps=1e-6)
+def Normalize(in_channels: int, groups: int = 32) -> GroupNorm32:  # noqa: N802 - a public name
+    """The normalisation in front of a transformer: eps 1e-6, 32 groups in public models."""
+    return normalization(in_channels, eps=1e-6, groups=groups)
 
 
 class BasicTransformerBlock(nn.Module):
@@ -247,11 +247,12 @@ class SpatialTransformer(nn.Module):
         context_dim: int | None = None,
         *,
         use_checkpoint: bool = False,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         inner_dim = n_heads * d_head
         self.in_channels = in_channels
-        self.norm = Normalize(in_channels)
+        self.norm = Normalize(in_channels, norm_groups)
         self.proj_in = nn.Conv2d(in_channels, inner_dim, kernel_size=1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(

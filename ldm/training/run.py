@@ -3,6 +3,7 @@
 import datetime
 import logging
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from ldm.checkpoint import load_with_report, read_state_dict
 from ldm.prompts.sentence import Sentence, apply_strategy, parse_released, parse_sentence
 from ldm.training.cli import Options
 from ldm.training.errors import UserError
+from ldm.training.summary import Summary, log_table
 from ldm.training.trainer import build_trainer
+from ldm.training.words import learn_words
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -88,10 +91,14 @@ def _resumed(given: Path) -> RunFolder:
     return RunFolder(given, last)
 
 
-def concept_sentence(concept: DictConfig | None) -> Sentence | None:
-    """The sentence with the words to learn that a configuration describes, or ``None``."""
+def concept_sentence(config: DictConfig) -> Sentence | None:
+    """The sentence with the words to learn that a configuration describes, or ``None``.
+
+    Without a part ``concept``, the placeholder of a public ``personalization_config`` is the sentence.
+    """
+    concept = config.get("concept")
     if not concept:
-        return None
+        return _public_placeholder(config)
     if concept.get("sentence") is not None:
         sentence = parse_sentence(concept.sentence)
         return apply_strategy(sentence, concept.get("strategy", "one"))
@@ -103,6 +110,16 @@ def concept_sentence(concept: DictConfig | None) -> Sentence | None:
         adjectives=list(concept.get("adjectives") or ()),
         init_word=concept.get("init_word"),
     )
+
+
+def _public_placeholder(config: DictConfig) -> Sentence | None:
+    params = OmegaConf.select(config, "model.params.personalization_config.params")
+    if not params or not params.get("placeholder_strings"):
+        return None
+    names = list(params.placeholder_strings)
+    starts = list(params.get("initializer_words") or [])
+    sentence = parse_released(" ".join(names), names, init_word=",".join(starts) or None)
+    return sentence
 
 
 def build_model(config: DictConfig) -> pl.LightningModule:
@@ -156,11 +173,10 @@ def scale_learning_rate(model: Any, config: DictConfig, trainer: pl.Trainer, sca
 
 def train(config: DictConfig, options: Options) -> RunFolder:
     """Carry out a run from its configuration; returns its folder."""
-    from ldm.training.words import learn_words
-
-    flags = options.flags
+    started, flags = time.monotonic(), options.flags
+    limit_threads()
     pl.seed_everything(config.seed, workers=True, verbose=False)
-    sentence = concept_sentence(config.get("concept"))
+    sentence = concept_sentence(config)
     data = build_data(config, sentence)
     model = build_model(config)
     words = learn_words(model, data, config)
@@ -169,9 +185,19 @@ def train(config: DictConfig, options: Options) -> RunFolder:
     folder = open_run_folder(flags)
     trainer = build_trainer(config, folder, learns_words=words is not None)
     scale_learning_rate(model, config, trainer, scale=config.get("scale_lr", flags.scale_lr))
-    if os.environ.get("LDM_THREADS"):
-        torch.set_num_threads(int(os.environ["LDM_THREADS"]))
+    summary = None if words is None else Summary(model, data.datasets["train"])
+    logger.info("first step after %.1f s", time.monotonic() - started)
     trainer.fit(model, datamodule=data, ckpt_path=folder.resumed_from, weights_only=False)
-    if not flags.no_test and getattr(data, "has_test", False):
-        trainer.test(model, datamodule=data)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    if summary is not None and trainer.is_global_zero:
+        seconds = time.monotonic() - started
+        log_table(summary.write(folder.root, seconds=seconds, seed=config.seed)["words"])
     return folder
+
+
+def limit_threads() -> None:
+    """Use as many threads as cores may be used, or as ``LDM_THREADS`` says."""
+    threads = os.environ.get("LDM_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))

@@ -1,45 +1,26 @@
 """The words of a run: gathered from its data, given to the model, and shown before training starts."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from ldm.prompts.sentence import LearnableWord, Sentence
-from ldm.training.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-def gather(sentences: Iterable[Sentence]) -> list[LearnableWord]:
-    """The learnable words of several sentences, each once, in order of appearance.
-
-    Raises:
-        UserError: when two sentences define a word differently.
-    """
-    words: dict[str, LearnableWord] = {}
-    for sentence in sentences:
-        for word in sentence.words:
-            known = words.setdefault(word.name, word)
-            if (known.start, known.vectors) != (word.start, word.vectors):
-                raise UserError(
-                    f"the word {word.name!r} starts from {known.start!r} in one sentence and from "
-                    f"{word.start!r} in another; a word has one start"
-                )
-            if known.adjective is None and word.adjective is not None:
-                words[word.name] = word
-    return list(words.values())
-
-
 def learn_words(model: Any, data: Any, config: DictConfig) -> list[LearnableWord] | None:
-    """Make the words of the data's sentences learnable, and show them; ``None`` if there are none."""
+    """Make the words of the data's sentences learnable, and show them.
+
+    ``None`` for data that is not for learning words.
+    """
     dataset = data.datasets["train"]
-    counts: Mapping[Sentence, int] = getattr(dataset, "sentences", None) or {}
-    words = gather(counts)
-    if not words:
+    if not hasattr(dataset, "words"):
         return None
+    words, counts = dataset.words, dataset.sentences
     vectors = OmegaConf.select(
         config, "model.params.personalization_config.params.num_vectors_per_token", default=1
     )

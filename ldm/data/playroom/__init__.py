@@ -1,8 +1,12 @@
-"""The playroom: a drawn world with captions in the papers' language and exact masks."""
+"""The playroom: a drawn world with captions in the papers' language and exact masks.
+
+`PlayroomConcepts` is loaded on first use: unlike the rest it needs torch.
+"""
+
+from typing import Any
 
 from ldm.data.playroom.captions import caption_for
 from ldm.data.playroom.concepts import (
-    PlayroomConcepts,
     concept_scenes,
     word_masks,
     write_concept_set,
@@ -40,3 +44,12 @@ __all__ = [
     "write_concept_set",
     "write_vocabulary",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads `PlayroomConcepts` when it is asked for."""
+    if name == "PlayroomConcepts":
+        from ldm.data.playroom.concept_dataset import PlayroomConcepts
+
+        return PlayroomConcepts
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -40,9 +40,10 @@ class Canvas:
 
     def box(self, x0: float, y0: float, x1: float, y1: float, fill: RGB) -> None:
         """A filled rectangle."""
-        left, top = self._at(x0, y1)
-        right, bottom = self._at(x1, y0)
-        self._draw.rectangle((round(left), round(top), round(right) - 1, round(bottom) - 1), fill)
+        left, top = (round(v) for v in self._at(x0, y1))
+        right, bottom = (round(v) for v in self._at(x1, y0))
+        corners = (left, top, max(right - 1, left), max(bottom - 1, top))
+        self._draw.rectangle(corners, fill)
 
     def oval(self, x: float, y: float, rx: float, ry: float, fill: RGB) -> None:
         """A filled ellipse."""

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ldm.data.personalized import PersonalizedBase
 from ldm.data.playroom.scene import Scene, render_scene
 from ldm.data.playroom.sets import ConceptSet, get_concept_set
 
@@ -101,29 +100,3 @@ def _write(folder: Path, name: str, scenes: list[tuple[str, Scene]]) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
     (folder / "sentence.txt").write_text(get_concept_set(name).sentence + "\n", encoding="utf-8")
-
-
-class PlayroomConcepts(PersonalizedBase):
-    """A named set of drawn pictures to learn words from, with the exact mask of every word.
-
-    The pictures are written once to `folder` (by default one in the system's temporary folder) and
-    read as any user's own are, so that all of :class:`PersonalizedBase` holds: keys, captions
-    in templates, further `options`. Left and right mean nothing here, but masks must fit, so
-    pictures are not flipped unless `flip_p` says so.
-    """
-
-    def __init__(
-        self, name: str, size: int = 64, n_images: int = 4, seed: int = 0, *,
-        folder: str | Path | None = None, flip_p: float = 0.0, **options: Any,
-    ):  # fmt: skip
-        if folder is None:
-            cache = Path(tempfile.gettempdir()) / "playroom-concepts"
-            folder = cache / f"{name}-{size}-{n_images}-{seed}"
-        self.name, self.n_images = name, n_images
-        self.folder = write_concept_set(folder, name, size, n_images, seed)
-        self.scenes = [scene for _, scene in concept_scenes(name, size, n_images, seed)]
-        super().__init__(self.folder, size, flip_p=flip_p, seed=seed, **options)
-
-    def masks(self, image_id: int) -> dict[str, np.ndarray]:
-        """What each word is in one picture, bool (size, size)."""
-        return word_masks(self.name, self.scenes[image_id])

@@ -14,7 +14,6 @@ from ldm.data.playroom.splits import (
     UNSEEN_OBJECTS,
     UNSEEN_PAIRS,
     UNSEEN_STATES,
-    is_drawn,
     is_named,
 )
 from ldm.data.playroom.things import Thing
@@ -67,22 +66,20 @@ def _object(rng: Random, name: str, state: str | None = None, count: int = 1) ->
     """One object in a colour that training may draw it in; a quarter keep their own colour."""
     colour = None
     if rng.random() > 0.25:
-        colour = rng.choice(tuple(COLOURS))
-        while not is_drawn(name, colour):
-            colour = rng.choice(tuple(COLOURS))
+        colour = rng.choice([c for c in COLOURS if (c, name) not in UNSEEN_PAIRS])
     adjective = _adjective(rng, OBJECTS[name])
     return ObjectSpec(name, colour, None if state else adjective, state, count)
 
 
-def _state(rng: Random, thing: Thing) -> str:
-    """A state that the thing can be in; faces and arms only where there are some."""
-    states = [
-        state
-        for state in _FREE_STATES
-        if not (state == "closed eyes" and not thing.face)
-        and not (state == "arms raised" and not thing.arms)
-    ]
-    return rng.choice(states)
+def _state(rng: Random, thing: Thing, touching: bool) -> str | None:
+    """A state that the thing can be in: faces and arms only where there are some.
+
+    What touches something else keeps its shape, lest the other hang in the air.
+    """
+    fitting = ["closed eyes"] * thing.face + ["arms raised"] * thing.arms
+    if not touching:
+        fitting += [state for state in _FREE_STATES if state not in ("closed eyes", "arms raised")]
+    return rng.choice(fitting) if fitting else None
 
 
 def _relation(rng: Random, names: list[str], pool: tuple[str, ...]) -> tuple[str, str]:
@@ -147,7 +144,7 @@ def sample_spec(rng: Random, split: str = "seen", n_objects: int | None = None) 
     if colour is not None:
         objects[0] = ObjectSpec(first, colour, objects[0].adjective)
     elif wanted <= 2:
-        objects = _with_state(rng, objects, split)
+        objects = _with_state(rng, objects, relations, split)
     place = None if rng.random() < P_NOWHERE else rng.choice(tuple(PLACES))
     ground = None
     if place == "table" and rng.random() < 0.75:
@@ -167,16 +164,17 @@ def _first(rng: Random, split: str, pool: tuple[str, ...]) -> tuple[str, str | N
     return _pick(rng, pool), None
 
 
-def _with_state(rng: Random, objects: list[ObjectSpec], split: str) -> list[ObjectSpec]:
+def _with_state(
+    rng: Random, objects: list[ObjectSpec], relations: tuple[str, ...], split: str
+) -> list[ObjectSpec]:
     """Some scenes show one kind of object several times, or something in a state."""
-    first = objects[0]
-    if len(objects) == 1 and rng.random() < P_COUNT:
+    first, alone = objects[0], len(objects) == 1
+    if alone and rng.random() < P_COUNT:
         return [_object(rng, first.name, count=rng.choice((2, 3, 3, 4, 4, 5, 5)))]
-    if rng.random() < P_STATE * (1.6 if len(objects) == 1 else 0.8):
-        state = _state(rng, OBJECTS[first.name])
-        if len(objects) > 1 and state == "walking on a rope":
-            return objects
-        if split == "named" and not is_named(first.name, state):
-            return objects
-        return [_object(rng, first.name, state), *objects[1:]]
-    return objects
+    if rng.random() > P_STATE * (1.6 if alone else 0.8):
+        return objects
+    state = _state(rng, OBJECTS[first.name], not set(relations) <= set(ASIDE))
+    walks_beside = state == "walking on a rope" and not alone
+    if state is None or walks_beside or (split == "named" and not is_named(first.name, state)):
+        return objects
+    return [_object(rng, first.name, state), *objects[1:]]

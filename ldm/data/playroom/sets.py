@@ -75,8 +75,8 @@ QUADRUPLES = (
     _named("basket-bananas-mug-spoon", _SPOON, *_FOUR[2], "table"),
 )  # fmt: skip
 QUINTUPLES = (
-    _named("bear-skateboard-jacket-taxi-road", f"{_JACKET} over [grey] <road:thing> at times square",
-           "brown " + _FOUR[0][0], _FOUR[0][1], "times square", "grey", road="ground"),
+    _named("bear-skateboard-jacket-taxi-road", f"{_JACKET} over [grey] <road:thing> at times "
+           "square", "brown " + _FOUR[0][0], _FOUR[0][1], "times square", "grey", road="ground"),
     _named("pot-hamster-watermelon-cheese-beach", f"{_CHEESE} on the [sandy] <beach:thing>",
            *_FOUR[1], "beach", beach="ground"),
     _named("basket-bananas-mug-spoon-tablecloth", f"{_SPOON} over [blue] <tablecloth:thing>",

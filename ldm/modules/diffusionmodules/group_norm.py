@@ -25,7 +25,7 @@ class GroupNorm(nn.GroupNorm):
         if x.ndim != 4 or x.device.type != "cpu" or not (x.requires_grad and self.affine):
             return False
         interleaved = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        return interleaved and self.num_channels < 8 * self.num_groups
+        return interleaved and self.num_channels < 16 * self.num_groups
 
 
 class _PlanarBackward(torch.autograd.Function):

@@ -23,7 +23,8 @@ class StageConfig:
     Level i has ``ch * ch_mult[i]`` channels and ``resolution / 2**i`` pixels a side.
     `attn_resolutions` are the sides at which every residual block is followed by attention.
     `double_z` makes room for a mean and a log-variance. `give_pre_end` and `tanh_out` concern the
-    decoder: stop before the output convolution, or bound the image.
+    decoder: stop before the output convolution, or bound the image. `norm_groups` is 32 in public
+    models; a narrow model wants fewer, because a group of a single channel loses its brightness.
 
     Raises:
         ValueError: for an attention type that no public model uses.
@@ -44,6 +45,7 @@ class StageConfig:
     attn_type: str = "vanilla"
     give_pre_end: bool = False
     tanh_out: bool = False
+    norm_groups: int = 32
 
     def __post_init__(self) -> None:
         if self.use_linear_attn or self.attn_type not in ("vanilla", "none"):
@@ -64,12 +66,17 @@ class StageConfig:
 
     def attention(self, channels: int) -> nn.Module:
         """A new attention layer of the configured type."""
-        return AttnBlock(channels) if self.attn_type == "vanilla" else nn.Identity()
+        vanilla = self.attn_type == "vanilla"
+        return AttnBlock(channels, self.norm_groups) if vanilla else nn.Identity()
+
+    def block(self, in_channels: int, out_channels: int) -> "ResnetBlock":
+        """A new residual block."""
+        return ResnetBlock(in_channels, out_channels, self.dropout, self.norm_groups)
 
 
-def Normalize(in_channels: int) -> GroupNorm:  # noqa: N802 (public name)
-    """Group normalisation with 32 groups, or fewer where 32 does not divide the channels."""
-    return GroupNorm(math.gcd(32, in_channels), in_channels, eps=1e-6, affine=True)
+def Normalize(in_channels: int, num_groups: int = 32) -> GroupNorm:  # noqa: N802 (public name)
+    """Group normalisation with `num_groups`, or fewer where that does not divide the channels."""
+    return GroupNorm(math.gcd(num_groups, in_channels), in_channels, eps=1e-6, affine=True)
 
 
 class Upsample(nn.Module):
@@ -104,13 +111,17 @@ class ResnetBlock(nn.Module):
     """Two convolutions beside a shortcut: (b,in,h,w) -> (b,out,h,w)."""
 
     def __init__(
-        self, in_channels: int, out_channels: int | None = None, dropout: float = 0.0
+        self,
+        in_channels: int,
+        out_channels: int | None = None,
+        dropout: float = 0.0,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         out_channels = out_channels or in_channels
-        self.norm1 = Normalize(in_channels)
+        self.norm1 = Normalize(in_channels, norm_groups)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = Normalize(out_channels)
+        self.norm2 = Normalize(out_channels, norm_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         # A block that keeps its width has no shortcut weights in checkpoints.
@@ -127,9 +138,9 @@ class ResnetBlock(nn.Module):
 class AttnBlock(nn.Module):
     """Single-head self-attention over the pixels of a feature map, beside a shortcut."""
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, norm_groups: int = 32) -> None:
         super().__init__()
-        self.norm = Normalize(in_channels)
+        self.norm = Normalize(in_channels, norm_groups)
         self.q = nn.Conv2d(in_channels, in_channels, 1)
         self.k = nn.Conv2d(in_channels, in_channels, 1)
         self.v = nn.Conv2d(in_channels, in_channels, 1)
@@ -153,7 +164,7 @@ class Level(nn.Module):
         super().__init__()
         width = config.widths[level]
         inputs = [in_channels] + [width] * (num_blocks - 1)
-        self.block = nn.ModuleList(ResnetBlock(n, width, config.dropout) for n in inputs)
+        self.block = nn.ModuleList(config.block(n, width) for n in inputs)
         attentions = num_blocks if config.attends(level) else 0
         self.attn = nn.ModuleList(config.attention(width) for _ in range(attentions))
 
@@ -204,9 +215,9 @@ class Middle(nn.Module):
     def __init__(self, config: StageConfig) -> None:
         super().__init__()
         width = config.widths[-1]
-        self.block_1 = ResnetBlock(width, dropout=config.dropout)
+        self.block_1 = config.block(width, width)
         self.attn_1 = config.attention(width)
-        self.block_2 = ResnetBlock(width, dropout=config.dropout)
+        self.block_2 = config.block(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape in and out."""
@@ -226,7 +237,7 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, config.ch, 3, padding=1)
         self.down = nn.ModuleList(DownLevel(config, i) for i in range(len(config.widths)))
         self.mid = Middle(config)
-        self.norm_out = Normalize(width)
+        self.norm_out = Normalize(width, config.norm_groups)
         out_channels = (1 + config.double_z) * config.z_channels
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
@@ -252,7 +263,7 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(config.z_channels, bottom, 3, padding=1)
         self.mid = Middle(config)
         self.up = nn.ModuleList(UpLevel(config, i) for i in range(len(config.widths)))
-        self.norm_out = Normalize(top)
+        self.norm_out = Normalize(top, config.norm_groups)
         self.conv_out = nn.Conv2d(top, config.out_ch, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:

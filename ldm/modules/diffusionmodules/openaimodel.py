@@ -102,6 +102,7 @@ class BlockFactory:
     transformer_depth: int
     context_dim: int | None
     legacy: bool
+    norm_groups: int
 
     def __post_init__(self) -> None:
         if self.num_heads == -1 and self.num_head_channels == -1:
@@ -148,6 +149,7 @@ class BlockFactory:
             use_scale_shift_norm=self.use_scale_shift_norm,
             up=up,
             down=down,
+            norm_groups=self.norm_groups,
         )
 
     def resample(self, channels: int, up: bool) -> nn.Module:
@@ -169,6 +171,7 @@ class BlockFactory:
                 depth=self.transformer_depth,
                 context_dim=self.context_dim,
                 use_checkpoint=self.use_checkpoint,
+                norm_groups=self.norm_groups,
             )
         heads = self.num_heads
         if up and self.legacy and self.num_heads_upsample != -1:
@@ -186,7 +189,8 @@ class UNetModel(nn.Module):
     """Predicts the noise in a latent, given the time step and optionally text and a class.
 
     `attention_resolutions` are the down-sampling factors at which there is attention. `image_size`
-    is only remembered: any size that can be halved once per level is accepted.
+    is only remembered: any size that can be halved once per level is accepted. `norm_groups` is 32
+    in public models (see `normalization`).
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - public signature
@@ -215,6 +219,8 @@ class UNetModel(nn.Module):
         context_dim: int | None = None,
         n_embed: int | None = None,
         legacy: bool = True,
+        *,
+        norm_groups: int = 32,
     ) -> None:
         given = dict(locals())
         super().__init__()
@@ -246,7 +252,7 @@ class UNetModel(nn.Module):
         self.output_blocks = nn.ModuleList(blocks.stage(stage, up=True) for stage in up)
         last = up[-1].channels_out
         self.out = nn.Sequential(
-            normalization(last),
+            normalization(last, groups=blocks.norm_groups),
             nn.SiLU(),
             zero_module(conv_nd(dims, last, self.out_channels, 3, padding=1)),
         )

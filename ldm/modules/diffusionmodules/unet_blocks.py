@@ -82,20 +82,24 @@ class ResBlock(nn.Module):
         use_checkpoint: bool = False,
         up: bool = False,
         down: bool = False,
+        *,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         width = out_channels or channels
         self.use_checkpoint = use_checkpoint
         self.use_scale_shift_norm = use_scale_shift_norm
         self.in_layers = nn.Sequential(
-            normalization(channels), nn.SiLU(), conv_nd(dims, channels, width, 3, padding=1)
+            normalization(channels, groups=norm_groups),
+            nn.SiLU(),
+            conv_nd(dims, channels, width, 3, padding=1),
         )
         self.resample = _resampling(channels, dims, up, down)
         self.emb_layers = nn.Sequential(
             nn.SiLU(), linear(emb_channels, 2 * width if use_scale_shift_norm else width)
         )
         self.out_layers = nn.Sequential(
-            normalization(width),
+            normalization(width, groups=norm_groups),
             nn.SiLU(),
             nn.Dropout(p=dropout),
             zero_module(conv_nd(dims, width, width, 3, padding=1)),

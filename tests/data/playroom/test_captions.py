@@ -1,5 +1,6 @@
 """Captions speak the world's language, say what is drawn, and keep the splits."""
 
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -97,7 +98,7 @@ def test_no_article_is_doubled(sampled: list) -> None:
         words = caption.split()
         assert not any(
             a in ("a", "an", "the", "my", "one") and b in ("a", "an", "the", *COUNTS.values())
-            for a, b in zip(words, words[1:], strict=False)
+            for a, b in pairwise(words)
         ), caption
         assert "  " not in caption
 

@@ -48,6 +48,11 @@ def test_another_process_draws_the_same_bytes() -> None:
     assert found.stdout == digest(7)
 
 
+def test_drawing_needs_no_torch() -> None:
+    code = "import sys, ldm.data.playroom; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_masks_or_not_the_picture_is_the_same() -> None:
     for k in range(20):
         with_masks, without = scene(1, k, 32), scene(1, k, 32, masks=False)

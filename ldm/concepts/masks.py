@@ -1,0 +1,220 @@
+"""AttnMask: learn words only where they look (MCPL sec. 3.4, eq. 2).
+
+The mask of an image is made from the attention of that image alone, without gradient.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm.concepts.objective import TrainStep
+from ldm.concepts.recorder import adjective_of, concept_words, to_device
+from ldm.prompts.sentence import as_words
+
+logger = logging.getLogger(__name__)
+
+KINDS = ("hard", "soft", "skip")
+AVERAGES = ("step", "running")
+
+#: Whose map it is: run, image, flip, word.
+Key = tuple[int, int, bool, str]
+
+
+class AttentionMask:
+    """The mask of a training step, from the recorded attention of the selected words.
+
+    ``M`` is the mean map of a word divided by its own maximum over the image, ``B = [M > k]``, and
+    the mask the union of B over the selected words that the image's caption contains.
+
+    Args:
+        kind: ``hard`` (B), ``soft`` (M itself, the maximum over words) or ``skip`` (no mask).
+        threshold: k.
+        average: ``step`` takes the maps of this step; ``running`` their mean over all training
+            steps so far, kept for each run, image, flip and word.
+        words: the words that make the mask, learnable or not, as they are spelt in the captions.
+            By default the concepts (see `concept_words`) and, with `adjectives`, the adjectives
+            bound to them.
+        adjectives: whether bound adjectives count when `words` does not say.
+
+    Raises:
+        ValueError: for an unknown kind or average, or a threshold outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        kind: str = "hard",
+        threshold: float = 0.5,
+        average: str = "step",
+        words: str | Sequence[str] | None = None,
+        adjectives: bool = True,
+    ) -> None:
+        if kind not in KINDS:
+            raise ValueError(f"mask kind {kind!r} is unknown; accepted are {', '.join(KINDS)}")
+        if average not in AVERAGES:
+            raise ValueError(
+                f"mask average {average!r} is unknown; accepted are {', '.join(AVERAGES)}"
+            )
+        if not 0 <= threshold < 1:
+            raise ValueError(
+                f"mask threshold {threshold}: maps lie in [0, 1], so give 0 or more and less than 1"
+            )
+        self.kind, self.threshold, self.average = kind, threshold, average
+        self.words, self.adjectives = as_words(words), adjectives
+        self.kept = RunningMaps()
+
+    @property
+    def reads_attention(self) -> bool:
+        """Whether attention must be recorded for it."""
+        return self.kind != "skip"
+
+    def select(self, names: Sequence[str], embeddings: Any = None) -> list[str]:
+        """Those of the recorded `names` that make the mask."""
+        if self.words:
+            return [name for name in names if name in self.words]
+        concepts = concept_words(names, embeddings)
+        bound = {adjective_of(word) for word in names if adjective_of(word) in names}
+        wanted = {name for name in concepts if name not in bound}
+        if self.adjectives:
+            wanted |= {adjective_of(word) for word in wanted}
+        return [name for name in names if name in wanted]
+
+    @torch.no_grad()
+    def _no_grad_mask(self, step: TrainStep, keep: bool) -> Tensor | None:
+        attention = step.attention
+        names = self.select(attention.words, step.embeddings)
+        present = attention.present[:, [attention.words.index(name) for name in names]]
+        if not present.any():
+            _warn_once(self, attention.words)
+            return None
+        maps = attention.maps()
+        if len(names) < len(attention.words):
+            index = [attention.words.index(name) for name in names]
+            maps = maps.index_select(1, to_device(index, maps.device))
+        if keep:
+            maps = self._running(step, names, present, maps)
+        present = to_device(present, maps.device)
+        relative = maps / maps.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+        evidence = (relative > self.threshold).to(maps) if self.kind == "hard" else relative
+        union = evidence.masked_fill(~present[..., None, None], 0).amax(1, keepdim=True)
+        # An image without any of the words has no evidence to be restricted by.
+        union = union.masked_fill(~present.any(1)[:, None, None, None], 1)
+        return F.interpolate(union, size=step.prediction.shape[-2:], mode="nearest")
+
+    def __call__(self, step: TrainStep) -> Tensor | None:
+        """The mask (b, 1, h, w) at the latent's size, or ``None`` for no mask.
+
+        An image whose caption has none of the words is not masked. Only steps that learn (with
+        gradients enabled) enter the running mean.
+
+        Raises:
+            ValueError: when the step carries no attention, or ``average: running`` no image numbers.
+        """
+        if self.kind == "skip":
+            return None
+        if step.attention is None:
+            raise ValueError(
+                "a mask needs the words' attention, but this step has none: it is recorded only for "
+                "captions with learnable words (an embedding manager)"
+            )
+        return self._no_grad_mask(step, keep=self.average == "running" and torch.is_grad_enabled())
+
+    def _running(
+        self, step: TrainStep, names: Sequence[str], present: Tensor, maps: Tensor
+    ) -> Tensor:
+        """`maps` (b, words, h, w) with every present one replaced by its mean over the steps."""
+        if step.image_id is None:
+            raise ValueError(
+                "mask average 'running' must know which image is which: use a dataset that gives "
+                "'image_id' (and 'flip'), or average: step"
+            )
+        # These few numbers stay on the host (the data module sees to it): nothing waits here.
+        images = step.image_id.tolist()
+        flips = [False] * len(images) if step.flip is None else step.flip.bool().tolist()
+        runs = [0] * len(images) if step.run is None else step.run.tolist()
+        rows, columns = present.nonzero(as_tuple=True)
+        keys = [
+            (runs[i], images[i], flips[i], names[j])
+            for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
+        ]
+        index = to_device(torch.stack([rows, columns]), maps.device)
+        means = self.kept.add(keys, maps[index[0], index[1]])
+        return maps.index_put((index[0], index[1]), means)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running means, for a checkpoint."""
+        return self.kept.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the running means of a checkpoint."""
+        self.kept.load_state_dict(state)
+
+
+class RunningMaps:
+    """Mean map per key over all that was added; grows as new keys appear.
+
+    Maps of each size have a table of their own, sums (rows, h, w) on the device of the maps. How
+    often a key was added is counted on the host.
+    """
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[int, int], dict[Key, int]] = {}
+        self.counts: dict[tuple[int, int], list[int]] = {}
+        self.sums: dict[tuple[int, int], Tensor] = {}
+
+    def add(self, keys: Sequence[Key], maps: Tensor) -> Tensor:
+        """Add maps (n, h, w), one per key; the means (n, h, w) of the same keys afterwards.
+
+        Several maps of one key are added one after the other: the sum never depends on how a device
+        schedules its threads.
+        """
+        size = (maps.shape[-2], maps.shape[-1])
+        table = self.rows.setdefault(size, {})
+        counts = self.counts.setdefault(size, [])
+        rows = [table.setdefault(key, len(table)) for key in keys]
+        counts += [0] * (len(table) - len(counts))
+        sums = self.sums[size] = self._room(size, len(table), maps)
+        turns: list[list[tuple[int, int]]] = []
+        before: dict[int, int] = {}
+        for place, row in enumerate(rows):
+            turn = before[row] = before.get(row, -1) + 1
+            turns += [[]] * (turn == len(turns))
+            turns[turn] = [*turns[turn], (row, place)]
+            counts[row] += 1
+        for turn_pairs in turns:
+            target, source = to_device(turn_pairs, maps.device).unbind(1)
+            sums.index_add_(0, target, maps[source])
+        times = to_device([float(counts[row]) for row in rows], maps.device)
+        return sums[to_device(rows, maps.device)] / times[:, None, None]
+
+    def _room(self, size: tuple[int, int], rows: int, like: Tensor) -> Tensor:
+        """The table of `size` on the device of the maps, with at least `rows` rows."""
+        sums = self.sums.get(size, like.new_zeros(0, *size)).to(like, non_blocking=True)
+        if len(sums) >= rows:
+            return sums
+        return torch.cat([sums, like.new_zeros(max(rows, 2 * len(sums)) - len(sums), *size)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain containers and tensors: a list of tables."""
+        return {
+            "tables": [
+                {
+                    "keys": [list(key) for key in table],
+                    "counts": list(self.counts[size]),
+                    "sums": self.sums[size][: len(table)].detach().cpu().clone(),
+                }
+                for size, table in self.rows.items()
+            ]
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become what `state_dict` described."""
+        self.__init__()  # type: ignore[misc]
+        for saved in state["tables"]:
+            sums = saved["sums"].clone()
+            size = (sums.shape[-2], sums.shape[-1])
+            self.rows[size] = {tuple(key): row for row, key in enumerate(saved["keys"])}
+            self.counts[size], self.sums[size] = list(saved["counts"]), sums
