@@ -1,4 +1,4 @@
-"""Load a model with its learned words, and sample pictures from prompts: what the scripts are made of."""
+"""Load a model with its learned words, and sample pictures from prompts."""
 
 import logging
 import re
@@ -154,8 +154,8 @@ def load_words(model: Any, paths: Sequence[str | Path]) -> list[str]:
         for word, value in read_embeddings(path).vectors.items():
             if word in origin:
                 raise ValueError(
-                    f"the word {word!r} is in {origin[word]} and in {path}; rename one of them with "
-                    "merge_embeddings.py"
+                    f"the word {word!r} is in {origin[word]} and in {path}; rename one of them "
+                    "with merge_embeddings.py"
                 )
             if value.shape[-1] != encoder.width:
                 needs = CONFIG_OF_WIDTH.get(value.shape[-1])
@@ -197,7 +197,7 @@ def latent_shape(model: Any, options: SamplingOptions) -> list[int]:
         ValueError: when a side is not a multiple of what the network needs.
     """
     factor = 2 ** (len(model.first_stage_model.encoder.down) - 1)
-    multiple = factor * 2 ** (len(model.model.diffusion_model.channel_mult) - 1)
+    multiple = factor * model.model.diffusion_model.shrinks_by
     sides = []
     for name, pixels in (("H", options.height), ("W", options.width)):
         if pixels is not None and (pixels < multiple or pixels % multiple):

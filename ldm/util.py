@@ -1,4 +1,4 @@
-"""Small helpers that every layer may use: building objects from configs, freezing, stateless randomness."""
+"""Small helpers for every layer: objects from configs, freezing, stateless randomness."""
 
 import importlib
 from collections.abc import Callable, Mapping
@@ -53,7 +53,8 @@ def get_obj_from_str(string: str, reload: bool = False) -> Any:
 def instantiate_from_config(config: Mapping[str, Any] | str, **overrides: Any) -> Any:
     """Build the object that ``{"target": dotted name, "params": {...}}`` describes.
 
-    `overrides` are added to the parameters. The special strings of the public configs give ``None``.
+    `overrides` are added to the parameters. The special strings of the public configs give
+    ``None``.
 
     Raises:
         ValueError: when there is no ``target``.
@@ -78,8 +79,9 @@ def freeze(module: nn.Module) -> nn.Module:
 def step_generator(seed: int, run: int, step: int, stream: int = 0) -> torch.Generator:
     """The source of everything random in one training step of one run.
 
-    A function of its arguments alone: a resumed run needs only the step number, and neither the number of workers nor other
-    runs in the same batch can change what is drawn. `stream` separates independent uses within a step.
+    A function of its arguments alone: a resumed run needs only the step number, and neither the
+    number of workers nor other runs in the same batch can change what is drawn. `stream` separates
+    independent uses within a step.
     """
     words = np.random.SeedSequence((seed, run, step, stream)).generate_state(2, np.uint32)
     return torch.Generator().manual_seed(int(words[0]) << 32 | int(words[1]))

@@ -1,6 +1,7 @@
-"""Turn a training checkpoint into the weights file that ships: averaged weights, half precision, safetensors.
+"""Turn a training checkpoint into a weights file: averaged, half precision, safetensors.
 
-    python scripts/pack_model.py logs/RUN/checkpoints/last.ckpt models/ldm/playroom/model.safetensors
+python scripts/pack_model.py logs/RUN/checkpoints/last.ckpt
+models/ldm/playroom/model.safetensors
 """
 
 import argparse
@@ -16,7 +17,7 @@ KEPT = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 
 
 def averaged(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with the U-Net's averaged weights in place of the trained ones, if there are any."""
+    """The state with the U-Net's averaged weights, where there are any, in place of the trained."""
     names = {
         "model_ema." + key.removeprefix("model.").replace(".", ""): key
         for key in state

@@ -1,4 +1,4 @@
-"""``txt2img.py`` with the defaults of Stable Diffusion v1: 512x512, its configuration, guidance 7.5."""
+"""``txt2img.py`` with the defaults of Stable Diffusion v1: 512x512, guidance 7.5."""
 
 import sys
 

@@ -1,8 +1,10 @@
 """Draw pictures from prompts, learned words included.
 
-    python scripts/txt2img.py --embedding_path logs/RUN/checkpoints/embeddings.pt --prompt "a photo of a blue <bear>"
+    python scripts/txt2img.py --embedding_path logs/RUN/checkpoints/embeddings.pt --prompt "a photo
+    of a blue <bear>"
 
-Without --ckpt_path the small model that ships with the project is used; with it, the configuration is found from the checkpoint.
+Without --ckpt_path the small model that ships with the project is used; with it, the configuration
+is found from the checkpoint.
 """
 
 import argparse

@@ -70,7 +70,9 @@ class Golden:
         value, expected = value.detach().double(), expected.double()
         scale = max(1.0, expected.abs().max().item() if expected.numel() else 1.0)
         worst = (value - expected).abs().max().item() / scale if expected.numel() else 0.0
-        assert worst <= self.tolerance, f"{self.name}: {key} differs by {worst:.3g} > {self.tolerance}"
+        assert worst <= self.tolerance, (
+            f"{self.name}: {key} differs by {worst:.3g} > {self.tolerance}"
+        )
 
 
 def golden(name: str) -> Golden:

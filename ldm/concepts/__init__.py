@@ -1,1 +1,1 @@
-"""What learning a word consists of: the objective, its terms, and the attention evidence they read."""
+"""What learning a word consists of: objective, terms, attention evidence."""

@@ -10,9 +10,8 @@ from ldm.modules.diffusionmodules.schedule import NoiseSchedule
 from ldm.util import mean_flat
 
 
-
 def snr_weights(schedule: NoiseSchedule, t: Tensor, gamma: float, parameterization: str) -> Tensor:
-    """Min-SNR weights: the signal-to-noise ratio clipped at `gamma`, expressed for the predicted quantity."""
+    """Min-SNR weights (b,): the signal-to-noise ratio clipped at `gamma`, for the prediction."""
     alphas = schedule.alphas_cumprod.to(t.device)[t]
     snr = alphas / (1 - alphas)
     clipped = snr.clamp(max=gamma)
@@ -24,7 +23,8 @@ class Denoising:
 
     Args:
         kind: ``l1`` or ``l2``.
-        mask: gives (b, 1, h, w) for a step, or ``None`` for no mask. Prediction and target are both multiplied by it and the
+        mask: gives (b, 1, h, w) for a step, or ``None`` for no mask. Prediction and target are both
+        multiplied by it and the
             mean runs over all elements, as in eq. 2.
         weighting: ``uniform``, or ``min-snr-G`` for a clip at G.
         simple_weight, elbo_weight: weights of the simple and the variational form.

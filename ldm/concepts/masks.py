@@ -4,7 +4,8 @@ The mask of an image is made from the attention of that image alone, without gra
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ AVERAGES = ("step", "running")
 
 #: Whose map it is: run, image, flip, word.
 Key = tuple[int, int, bool, str]
+Size = tuple[int, int]
 
 
 class AttentionMask:
@@ -65,6 +67,7 @@ class AttentionMask:
         self.kind, self.threshold, self.average = kind, threshold, average
         self.words, self.adjectives = as_words(words), adjectives
         self.kept = RunningMaps()
+        self._warned = False
 
     @property
     def reads_attention(self) -> bool:
@@ -75,52 +78,63 @@ class AttentionMask:
         """Those of the recorded `names` that make the mask."""
         if self.words:
             return [name for name in names if name in self.words]
-        concepts = concept_words(names, embeddings)
-        bound = {adjective_of(word) for word in names if adjective_of(word) in names}
-        wanted = {name for name in concepts if name not in bound}
+        adjectives = {adjective_of(name) for name in names}
+        wanted = set(concept_words((n for n in names if n not in adjectives), embeddings))
         if self.adjectives:
             wanted |= {adjective_of(word) for word in wanted}
         return [name for name in names if name in wanted]
 
-    @torch.no_grad()
-    def _no_grad_mask(self, step: TrainStep, keep: bool) -> Tensor | None:
-        attention = step.attention
-        names = self.select(attention.words, step.embeddings)
-        present = attention.present[:, [attention.words.index(name) for name in names]]
-        if not present.any():
-            _warn_once(self, attention.words)
-            return None
-        maps = attention.maps()
-        if len(names) < len(attention.words):
-            index = [attention.words.index(name) for name in names]
-            maps = maps.index_select(1, to_device(index, maps.device))
-        if keep:
-            maps = self._running(step, names, present, maps)
-        present = to_device(present, maps.device)
-        relative = maps / maps.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
-        evidence = (relative > self.threshold).to(maps) if self.kind == "hard" else relative
-        union = evidence.masked_fill(~present[..., None, None], 0).amax(1, keepdim=True)
-        # An image without any of the words has no evidence to be restricted by.
-        union = union.masked_fill(~present.any(1)[:, None, None, None], 1)
-        return F.interpolate(union, size=step.prediction.shape[-2:], mode="nearest")
-
     def __call__(self, step: TrainStep) -> Tensor | None:
         """The mask (b, 1, h, w) at the latent's size, or ``None`` for no mask.
 
-        An image whose caption has none of the words is not masked. Only steps that learn (with
-        gradients enabled) enter the running mean.
+        An image whose caption has none of the words is not masked. Only steps that learn (those
+        with gradients enabled) enter the running mean.
 
         Raises:
-            ValueError: when the step carries no attention, or ``average: running`` no image numbers.
+            ValueError: when the step carries no attention, or ``average: running`` finds no image
+                numbers.
         """
         if self.kind == "skip":
             return None
         if step.attention is None:
             raise ValueError(
-                "a mask needs the words' attention, but this step has none: it is recorded only for "
-                "captions with learnable words (an embedding manager)"
+                "a mask needs the words' attention and this step has none: attention is recorded "
+                "only where there are learnable words (an embedding manager)"
             )
-        return self._no_grad_mask(step, keep=self.average == "running" and torch.is_grad_enabled())
+        learns = torch.is_grad_enabled()
+        with torch.no_grad():
+            return self._mask(step, remember=learns and self.average == "running")
+
+    def _mask(self, step: TrainStep, remember: bool) -> Tensor | None:
+        attention = step.attention
+        names = self.select(attention.words, step.embeddings)
+        chosen = [attention.words.index(name) for name in names]
+        present = attention.present[:, chosen]
+        if not present.any():
+            self._say_nothing_found(attention.words)
+            return None
+        maps = attention.maps()
+        maps = maps.index_select(1, to_device(chosen, maps.device))
+        if remember:
+            maps = self._running(step, names, present, maps)
+        present = to_device(present, maps.device)
+        largest = maps.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+        evidence = maps / largest
+        if self.kind == "hard":
+            evidence = (evidence > self.threshold).to(maps)
+        union = evidence.masked_fill(~present[..., None, None], 0).amax(1, keepdim=True)
+        # An image without any of the words has no evidence to be restricted by.
+        union = union.masked_fill(~present.any(1)[:, None, None, None], 1)
+        return F.interpolate(union, size=step.prediction.shape[-2:], mode="nearest")
+
+    def _say_nothing_found(self, names: Sequence[str]) -> None:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "no mask: none of the words %s is in the captions, which have %s",
+                list(self.words) or "that are concepts",
+                list(names),
+            )
 
     def _running(
         self, step: TrainStep, names: Sequence[str], present: Tensor, maps: Tensor
@@ -161,9 +175,9 @@ class RunningMaps:
     """
 
     def __init__(self) -> None:
-        self.rows: dict[tuple[int, int], dict[Key, int]] = {}
-        self.counts: dict[tuple[int, int], list[int]] = {}
-        self.sums: dict[tuple[int, int], Tensor] = {}
+        self.rows: dict[Size, dict[Key, int]] = {}
+        self.counts: dict[Size, list[int]] = {}
+        self.sums: dict[Size, Tensor] = {}
 
     def add(self, keys: Sequence[Key], maps: Tensor) -> Tensor:
         """Add maps (n, h, w), one per key; the means (n, h, w) of the same keys afterwards.
@@ -177,20 +191,15 @@ class RunningMaps:
         rows = [table.setdefault(key, len(table)) for key in keys]
         counts += [0] * (len(table) - len(counts))
         sums = self.sums[size] = self._room(size, len(table), maps)
-        turns: list[list[tuple[int, int]]] = []
-        before: dict[int, int] = {}
-        for place, row in enumerate(rows):
-            turn = before[row] = before.get(row, -1) + 1
-            turns += [[]] * (turn == len(turns))
-            turns[turn] = [*turns[turn], (row, place)]
+        for places in _turns(rows):
+            target = to_device([rows[place] for place in places], maps.device)
+            sums.index_add_(0, target, maps[to_device(places, maps.device)])
+        for row in rows:
             counts[row] += 1
-        for turn_pairs in turns:
-            target, source = to_device(turn_pairs, maps.device).unbind(1)
-            sums.index_add_(0, target, maps[source])
         times = to_device([float(counts[row]) for row in rows], maps.device)
         return sums[to_device(rows, maps.device)] / times[:, None, None]
 
-    def _room(self, size: tuple[int, int], rows: int, like: Tensor) -> Tensor:
+    def _room(self, size: Size, rows: int, like: Tensor) -> Tensor:
         """The table of `size` on the device of the maps, with at least `rows` rows."""
         sums = self.sums.get(size, like.new_zeros(0, *size)).to(like, non_blocking=True)
         if len(sums) >= rows:
@@ -212,9 +221,22 @@ class RunningMaps:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become what `state_dict` described."""
-        self.__init__()  # type: ignore[misc]
+        self.rows, self.counts, self.sums = {}, {}, {}
         for saved in state["tables"]:
             sums = saved["sums"].clone()
             size = (sums.shape[-2], sums.shape[-1])
-            self.rows[size] = {tuple(key): row for row, key in enumerate(saved["keys"])}
+            keys = ((run, image, flip, word) for run, image, flip, word in saved["keys"])
+            self.rows[size] = {key: row for row, key in enumerate(keys)}
             self.counts[size], self.sums[size] = list(saved["counts"]), sums
+
+
+def _turns(rows: Sequence[int]) -> list[list[int]]:
+    """The places in `rows`, in groups within which no row occurs twice."""
+    turns: list[list[int]] = []
+    seen: Counter[int] = Counter()
+    for place, row in enumerate(rows):
+        if seen[row] == len(turns):
+            turns.append([])
+        turns[seen[row]].append(place)
+        seen[row] += 1
+    return turns

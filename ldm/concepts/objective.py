@@ -1,8 +1,9 @@
 """The objective of concept learning: one training step as seen by a list of loss terms.
 
-MCPL (eq. 7) and Lego (eq. 3) are sums of terms over the same step. A term is a small object in a file of its own; a method is a
-list of terms. Several independent runs may share a batch ("packed"): a term averages within a run and the objective sums over
-runs, so that every run receives exactly the gradient it would receive alone.
+MCPL (eq. 7) and Lego (eq. 3) are sums of terms over the same step. A term is a small object in a
+file of its own; a method is a list of terms. Several independent runs may share a batch ("packed"):
+a term averages within a run and the objective sums over runs, so that every run receives exactly
+the gradient it would receive alone.
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from ldm.modules.diffusionmodules.schedule import NoiseSchedule
 class TrainStep:
     """Everything a loss term may look at, named once.
 
-    Shapes: b images in the batch, latents (b, c, h, w), text context (b, n, d). `tokens` says where the learnable words and
-    their bound adjectives stand in each caption; `attention` holds the recorded maps of those words, when a term asked for them.
+    Shapes: b images in the batch, latents (b, c, h, w), text context (b, n, d). `tokens` says where
+    the learnable words and their bound adjectives stand in each caption; `attention` holds the
+    recorded maps of those words, when a term asked for them.
     """
 
     prediction: Tensor
@@ -46,7 +48,8 @@ class TrainStep:
     def per_run(self, values: Tensor, weights: Tensor | None = None) -> Tensor:
         """The mean of per-image `values` (b,) within each run: (runs,).
 
-        With `weights` (b,), images of weight zero do not count; a run in which none counts gives zero.
+        With `weights` (b,), images of weight zero do not count; a run in which none counts gives
+        zero.
         """
         weights = torch.ones_like(values) if weights is None else weights.to(values)
         if self.runs == 1:

@@ -1,4 +1,4 @@
-"""Where the words of a sentence look: attention maps of pictures, binary masks, and their overlap with the truth."""
+"""Where the words of a sentence look: attention maps, binary masks, overlap with the truth."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -53,7 +53,9 @@ def word_maps(
     return {word: maps[:, index] for index, word in enumerate(recorder.words)}
 
 
-def binary_mask(maps: Tensor, threshold: float = 0.5, size: tuple[int, int] | None = None) -> Tensor:
+def binary_mask(
+    maps: Tensor, threshold: float = 0.5, size: tuple[int, int] | None = None
+) -> Tensor:
     """``B = [M > k]`` (MCPL sec. 3.4) of maps (b, m, n): each divided by its own maximum.
 
     With `size`, maps are enlarged bilinearly first. Bool (b, h, w).

@@ -1,1 +1,1 @@
-
+"""Network blocks at the public paths."""

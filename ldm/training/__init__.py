@@ -1,1 +1,1 @@
-"""From a command line to a finished run: options, configuration, Lightning trainer, what a run leaves behind."""
+"""From a command line to a finished run and what it leaves behind."""

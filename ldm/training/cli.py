@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ldm.training.errors import UserError
 
@@ -80,7 +81,7 @@ def _run_arguments(group: argparse._ArgumentGroup) -> None:
                        help="learning rate = base x devices x batch x accumulation")  # fmt: skip
     group.add_argument("--datadir_in_name", type=flag, nargs="?", const=True, default=True,
                        help="put the data folder's name into the run's name")  # fmt: skip
-    group.add_argument("--gpus", default=None, help="GPU numbers such as '0,'; CPU if there is none")
+    group.add_argument("--gpus", default=None, help="GPU numbers such as '0,'")
     group.add_argument("--batch_size", type=int, default=None, help="images a step")
 
 
@@ -118,7 +119,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     flags, unknown = build_parser().parse_known_args(arguments)
     if flags.project is not None:
         flags.logdir = flags.project
-    trainer, overrides = {}, []
+    # "--base a.yaml b.yaml key=value": what has an equals sign is no file.
+    overrides = [entry for entry in flags.base if "=" in entry and not Path(entry).is_file()]
+    flags.base = [entry for entry in flags.base if entry not in overrides]
+    trainer = {}
     known = trainer_arguments() if unknown else frozenset()
     remaining = iter(unknown)
     for argument in remaining:

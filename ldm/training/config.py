@@ -103,9 +103,7 @@ def _apply_run_flags(config: DictConfig, options: Options) -> None:
             if OmegaConf.select(config, f"data.params.{part}.params") is not None:
                 config.data.params[part] = point_at(config.data.params[part], flags.data_root)
     for name, value in options.trainer.items():
-        OmegaConf.update(
-            config, f"lightning.trainer.{name}", yaml.safe_load(value), force_add=True
-        )
+        OmegaConf.update(config, f"lightning.trainer.{name}", yaml.safe_load(value), force_add=True)
 
 
 def point_at(dataset: DictConfig, data_root: str) -> DictConfig:
@@ -129,7 +127,11 @@ def _apply_concept_flags(config: DictConfig, flags: Any) -> None:
     if flags.sentence is not None:
         concept = {"sentence": flags.sentence, "strategy": flags.strategy or "one"}
     elif flags.placeholder_string is not None or flags.init_word is not None:
-        if flags.init_word is not None and flags.placeholder_string is None and config.get("concept"):
+        if (
+            flags.init_word is not None
+            and flags.placeholder_string is None
+            and config.get("concept")
+        ):
             raise UserError(
                 "--init_word belongs to --placeholder_string; in a sentence write the start after "
                 "a colon: --sentence 'a <name:init word>'"
@@ -143,7 +145,7 @@ def _apply_concept_flags(config: DictConfig, flags: Any) -> None:
         }
         if concept["pseudo_words"] is None:
             raise UserError(
-                f"--placeholder_string {sentence!r} is a sentence: say which of its words to learn, "
+                f"--placeholder_string {sentence!r} is a sentence: say which words to learn, "
                 "for example --pseudo_words '*,@'"
             )
     elif flags.strategy is not None and config.get("concept"):

@@ -1,4 +1,4 @@
-"""The entry point of ``main.py``: parse, run, and turn errors that a person can mend into one message."""
+"""The entry point of ``main.py``: parse, run, turn errors into one message each."""
 
 import logging
 import os

@@ -94,7 +94,8 @@ def _resumed(given: Path) -> RunFolder:
 def concept_sentence(config: DictConfig) -> Sentence | None:
     """The sentence with the words to learn that a configuration describes, or ``None``.
 
-    Without a part ``concept``, the placeholder of a public ``personalization_config`` is the sentence.
+    Without a part ``concept``, the placeholder of a public ``personalization_config`` is the
+    sentence.
     """
     concept = config.get("concept")
     if not concept:
@@ -118,8 +119,7 @@ def _public_placeholder(config: DictConfig) -> Sentence | None:
         return None
     names = list(params.placeholder_strings)
     starts = list(params.get("initializer_words") or [])
-    sentence = parse_released(" ".join(names), names, init_word=",".join(starts) or None)
-    return sentence
+    return parse_released(" ".join(names), names, init_word=",".join(starts) or None)
 
 
 def build_model(config: DictConfig) -> pl.LightningModule:
@@ -128,9 +128,7 @@ def build_model(config: DictConfig) -> pl.LightningModule:
     Raises:
         ValueError: when the weights are of another architecture.
     """
-    model = instantiate_from_config(
-        OmegaConf.to_container(config.model, resolve=True)
-    )
+    model = instantiate_from_config(OmegaConf.to_container(config.model, resolve=True))
     model.seed = config.seed
     weights = config.get("weights", OmegaConf.select(config, "backbone.weights"))
     if weights:

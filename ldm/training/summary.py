@@ -1,4 +1,4 @@
-"""What a run that learned words leaves behind: what each word looks at, what it renders, and a short summary."""
+"""What a run leaves behind: what each word looks at, what it renders, a short summary."""
 
 import json
 import logging
@@ -18,7 +18,11 @@ from ldm.visual import Cell, panel, save_png, to_uint8, word_panel
 logger = logging.getLogger(__name__)
 
 #: Sentences that show a learned word somewhere it has not been seen.
-NEW_SENTENCES = ("a photo of a {word}", "a photo of a blue {word}", "a photo of a {word} on the grass")
+NEW_SENTENCES = (
+    "a photo of a {word}",
+    "a photo of a blue {word}",
+    "a photo of a {word} on the grass",
+)
 SHOWN = 4
 
 

@@ -1,4 +1,4 @@
-"""Lightning's trainer, its loggers and callbacks, from the ``lightning`` part of a configuration."""
+"""Lightning's trainer, loggers and callbacks, from the ``lightning`` part of a configuration."""
 
 import logging
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def devices(gpus: Any) -> dict[str, Any]:
-    """Trainer arguments for the released ``--gpus 0,``: these GPUs, or the CPU where there is none."""
+    """Trainer arguments for the released ``--gpus 0,``: these GPUs, or else the CPU."""
     if gpus in (None, "", -1) or not torch.cuda.is_available():
         if gpus not in (None, "") and not torch.cuda.is_available():
             logger.info("no GPU here: --gpus %s is read as the CPU", gpus)
@@ -56,7 +56,9 @@ def build_trainer(config: DictConfig, folder: Any, *, learns_words: bool) -> pl.
             use_distributed_sampler=False,
         )
     except (TypeError, ValueError, pl.utilities.exceptions.MisconfigurationException) as error:
-        raise UserError(f"Lightning's Trainer refused its arguments {arguments}: {error}") from error
+        raise UserError(
+            f"Lightning's Trainer refused its arguments {arguments}: {error}"
+        ) from error
 
 
 def loggers(folder: Any) -> list[Any]:
@@ -68,7 +70,7 @@ def loggers(folder: Any) -> list[Any]:
 
 
 def callbacks(config: DictConfig, folder: Any, *, learns_words: bool) -> list[pl.Callback]:
-    """Configuration copies, progress bar, checkpoints, pictures, and what the configuration adds."""
+    """Copies of the configuration, progress bar, checkpoints, pictures, and what is configured."""
     lightning = OmegaConf.to_container(config.get("lightning") or OmegaConf.create(), resolve=True)
     every = _checkpoint_params(lightning).get("every_n_train_steps", 500)
     found: dict[str, pl.Callback] = {

@@ -1,4 +1,4 @@
-"""The words of a run: gathered from its data, given to the model, and shown before training starts."""
+"""The words of a run: taken from its data, given to the model, shown before training."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -45,9 +45,7 @@ def show(words: Sequence[LearnableWord], counts: Mapping[Sentence, int]) -> None
         table.add_column(heading)
     for word in words:
         images = sum(n for sentence, n in counts.items() if word.name in sentence.caption.names())
-        table.add_row(
-            word.name, word.start, str(word.vectors), word.adjective or "-", str(images)
-        )
+        table.add_row(word.name, word.start, str(word.vectors), word.adjective or "-", str(images))
     Console(stderr=True).print(table)
     for sentence in list(counts)[:4]:
         logger.info("sentence: %s", sentence)

@@ -103,6 +103,13 @@ def test_groups_divide_the_channels(channels, groups):
     assert (norm.num_groups, norm.eps) == (groups, 1e-6)
 
 
+def test_fewer_groups_are_used_throughout():
+    for part in (Encoder(**SMALL, norm_groups=8), Decoder(**SMALL, norm_groups=8)):
+        norms = [module for module in part.modules() if isinstance(module, nn.GroupNorm)]
+        assert norms
+        assert {norm.num_groups for norm in norms} == {8}
+
+
 @pytest.mark.parametrize("channels", [32, 64, 512])
 def test_group_norm_has_the_gradients_of_torch_in_every_layout(channels):
     ours, theirs = GroupNorm(32, channels, eps=1e-6), nn.GroupNorm(32, channels, eps=1e-6)

@@ -1,8 +1,9 @@
 """`DDPM` and `DiffusionWrapper`: the network, the schedule and the loss, without a first stage.
 
-They only wire: the schedule is in ``modules/diffusionmodules/schedule.py``, what is minimised in ``concepts/``, what is
-random in ``draws.py``, samplers in ``sampling.py``. Method names, constructor keywords and state-dict keys are public; import both classes
-from ``ldm.models.diffusion.ddpm``.
+They only wire: the schedule is in ``modules/diffusionmodules/schedule.py``, what is minimised in
+``concepts/``, what is random in ``draws.py``, samplers in ``sampling.py``. Method names,
+constructor keywords and state-dict keys are public; import both classes from
+``ldm.models.diffusion.ddpm``.
 """
 
 import logging
@@ -32,8 +33,8 @@ PARAMETERIZATIONS = ("eps", "x0", "v")
 class DiffusionWrapper(pl.LightningModule):
     """Feeds the conditioning to the U-Net in the way `conditioning_key` names.
 
-    ``None``: unconditional; ``concat``: channels beside the input; ``crossattn``: context tokens; ``hybrid``: both; ``adm``: a class
-    label or vector.
+    ``None``: unconditional; ``concat``: channels beside the input; ``crossattn``: context tokens;
+    ``hybrid``: both; ``adm``: a class label or vector.
     """
 
     MODES = (None, "concat", "crossattn", "hybrid", "adm")
@@ -68,7 +69,7 @@ class DiffusionWrapper(pl.LightningModule):
 class DDPM(pl.LightningModule):
     """Denoising diffusion without a first stage: the network, the schedule, the loss."""
 
-    def __init__(  # noqa: PLR0913 (the public signature)
+    def __init__(  # noqa: PLR0913, PLR0917 (the public signature)
         self,
         unet_config: Mapping[str, Any],
         timesteps: int = 1000,
@@ -109,7 +110,8 @@ class DDPM(pl.LightningModule):
         super().__init__()
         if parameterization not in PARAMETERIZATIONS:
             raise ValueError(
-                f"parameterization {parameterization!r} is unknown; accepted are {PARAMETERIZATIONS}"
+                f"parameterization {parameterization!r} is unknown; accepted are "
+                f"{PARAMETERIZATIONS}"
             )
         self.parameterization, self.loss_type, self.v_posterior = (
             parameterization,
@@ -144,7 +146,7 @@ class DDPM(pl.LightningModule):
         if ckpt_path is not None:
             self.init_from_ckpt(ckpt_path, ignore_keys, only_model=load_only_unet)
 
-    # -- the schedule -------------------------------------------------------------------------------------------------
+    # -- the schedule
 
     def register_schedule(
         self,
@@ -177,7 +179,7 @@ class DDPM(pl.LightningModule):
         noise = torch.randn_like(x_start) if noise is None else noise
         return self.schedule.q_sample(x_start, t, noise)
 
-    # -- weights ------------------------------------------------------------------------------------------------------
+    # -- weights
 
     @contextmanager
     def ema_scope(self, context: str | None = None) -> Iterator[None]:
@@ -206,7 +208,7 @@ class DDPM(pl.LightningModule):
             }
         load_with_report(module, state, ignore=tuple(ignore_keys))
 
-    # -- loss ---------------------------------------------------------------------------------------------------------
+    # -- loss
 
     def denoising_term(self, mask: Any = None) -> Denoising:
         """The diffusion loss with this model's options; `mask` restricts it (MCPL eq. 2)."""
@@ -243,7 +245,7 @@ class DDPM(pl.LightningModule):
     def p_losses(
         self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None, **details: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective for latents x_start (b, c, h, w) at t (b,), and its parts by their public names."""
+        """The objective for x_start (b, c, h, w) at t (b,), and its parts by their public names."""
         noise = torch.randn_like(x_start) if noise is None else noise
         schedule = self.schedule
         prediction, attention = self.predict(
@@ -285,7 +287,7 @@ class DDPM(pl.LightningModule):
         draws = self.draws(batch, x.shape)
         return self.p_losses(x, None, draws.t, draws.noise)
 
-    # -- Lightning ----------------------------------------------------------------------------------------------------
+    # -- Lightning
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """One step; nothing is read back from the device."""

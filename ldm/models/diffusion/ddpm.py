@@ -1,7 +1,7 @@
 """`LatentDiffusion`, and `DDPM` and `DiffusionWrapper` at their public path.
 
-Diffusion in the latent space of a frozen first stage, conditioned on text. The same class trains a model from scratch, learns
-words for a frozen one (textual inversion, MCPL, Lego), and samples.
+Diffusion in the latent space of a frozen first stage, conditioned on text. The same class trains a
+model from scratch, learns words for a frozen one (textual inversion, MCPL, Lego), and samples.
 """
 
 import logging
@@ -19,7 +19,7 @@ from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.optim import adamw, describe
 from ldm.models.diffusion.posteriors import PosteriorCache
-from ldm.modules.attention_control import controlling
+from ldm.modules.attention_control import AttentionController, controlling
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.prompts.sentence import LearnableWord
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 class LatentDiffusion(DDPM):
     """Text-conditional diffusion in latent space."""
 
-    def __init__(  # noqa: PLR0913 (the public signature)
+    def __init__(  # noqa: PLR0913, PLR0917 (the public signature)
         self,
         first_stage_config: Mapping[str, Any],
         cond_stage_config: Mapping[str, Any] | str,
@@ -77,7 +77,7 @@ class LatentDiffusion(DDPM):
         if personalization_config is not None:
             self.instantiate_embedding_manager(personalization_config, self.cond_stage_model)
 
-    # -- parts --------------------------------------------------------------------------------------------------------
+    # -- parts
 
     def instantiate_first_stage(self, config: Mapping[str, Any]) -> None:
         """The autoencoder, frozen."""
@@ -85,7 +85,7 @@ class LatentDiffusion(DDPM):
         logger.info("%s", describe(self.first_stage_model))
 
     def instantiate_cond_stage(self, config: Mapping[str, Any] | str) -> None:
-        """The conditioning model: a text encoder, a class embedder, the first stage itself, or none."""
+        """The conditioning model: text encoder, class embedder, the first stage itself, or none."""
         if config == "__is_first_stage__":
             self.cond_stage_model = self.first_stage_model
             return
@@ -113,7 +113,8 @@ class LatentDiffusion(DDPM):
     def learn(self, words: Sequence[LearnableWord]) -> None:
         """Make `words` learnable and everything else fixed; call it once the weights are loaded.
 
-        The words start from the embeddings of their init words (Algorithms 2-4), which the loaded text encoder provides.
+        The words start from the embeddings of their init words (Algorithms 2-4), which the loaded
+        text encoder provides.
         """
         self._hold(EmbeddingManager(self.cond_stage_model, words=words))
 
@@ -138,7 +139,7 @@ class LatentDiffusion(DDPM):
                 module.eval()
         return self
 
-    # -- first stage --------------------------------------------------------------------------------------------------
+    # -- first stage
 
     def encode_first_stage(self, x: Tensor) -> Any:
         """The posterior (or, for VQ models, the latent) of images x (b, 3, H, W)."""
@@ -179,7 +180,7 @@ class LatentDiffusion(DDPM):
         draws = self.draws(batch, shape)
         return self.get_first_stage_encoding(posterior, draws.posterior).detach(), draws
 
-    # -- conditioning -------------------------------------------------------------------------------------------------
+    # -- conditioning
 
     def get_learned_conditioning(self, c: Any) -> Any:
         """The context (b, n, d) of prompts `c`, learned words included."""
@@ -208,7 +209,7 @@ class LatentDiffusion(DDPM):
         return DDPM.get_input(self, batch, self.cond_stage_key)
 
     def apply_model(self, x: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """The network's raw output; `cond` is a context tensor, a list, or the wrapper's keywords."""
+        """The network's raw output; `cond` is a tensor, a list, or the wrapper's keywords."""
         if cond is None:
             return self.model(x, t)
         if not isinstance(cond, Mapping):
@@ -217,7 +218,7 @@ class LatentDiffusion(DDPM):
             cond = {key: list(cond)}
         return self.model(x, t, **cond)
 
-    # -- loss ---------------------------------------------------------------------------------------------------------
+    # -- loss
 
     #: Map sizes (pixels a side) whose cross-attention is averaged when a term reads attention.
     mask_resolution: tuple[int, ...] = (16,)
@@ -226,11 +227,15 @@ class LatentDiffusion(DDPM):
         """Textual inversion: the diffusion loss and, if weighted, the anchor."""
         return [self.denoising_term(), EmbeddingAnchor(self.embedding_reg_weight)]
 
+    def recorder(self, tokens: Any, **details: Any) -> AttentionController:
+        """What reads the words' attention while the network runs; `details` are the step's."""
+        return WordAttention(tokens, self.mask_resolution)
+
     def predict(self, x: Tensor, t: Tensor, cond: Any, **details: Any) -> tuple[Tensor, Any]:
         """The network's output, with the words' attention beside it where a term reads it."""
         if not self.objective.attention_words or details.get("tokens") is None:
             return self.apply_model(x, t, cond), None
-        recorder = WordAttention(details["tokens"], self.mask_resolution)
+        recorder = self.recorder(**details)
         with controlling(self.model.diffusion_model, recorder):
             prediction = self.apply_model(x, t, cond)
         return prediction, recorder
@@ -264,7 +269,7 @@ class LatentDiffusion(DDPM):
         cond = None if c is None else self.get_learned_conditioning(c)
         return self.p_losses(x, cond, t, **kwargs)
 
-    # -- training -----------------------------------------------------------------------------------------------------
+    # -- training
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Before the first step of a run with ``scale_by_std``, make the latents' deviation one."""
@@ -276,7 +281,7 @@ class LatentDiffusion(DDPM):
         logger.info("latents are scaled by %.5f", self.scale_factor.item())
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the words alone, or over the network (and the text encoder if it is trained)."""
+        """AdamW over the words alone, or over the network (and a trained text encoder)."""
         if self.learns_words:
             return adamw(list(self.embedding_manager.embedding_parameters()), self.learning_rate)
         parameters = list(self.model.parameters())
@@ -308,7 +313,7 @@ class LatentDiffusion(DDPM):
                 key: value for key, value in state.items() if key.startswith("embedding_manager.")
             }
 
-    # -- sampling -----------------------------------------------------------------------------------------------------
+    # -- sampling
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> list[int]:
         """(channels, height, width) of the latents; the config's square unless given."""
@@ -318,7 +323,7 @@ class LatentDiffusion(DDPM):
     def sample_log(
         self, cond: Any, batch_size: int, ddim: bool = True, ddim_steps: int = 50, **kwargs: Any
     ) -> tuple[Tensor, Any]:
-        """Latents sampled with DDIM in `ddim_steps` steps (all steps, ancestrally, without `ddim`)."""
+        """Latents sampled with DDIM in `ddim_steps` steps; without `ddim`, over all of them."""
         if not ddim:
             kwargs, ddim_steps = {**kwargs, "eta": 1.0}, self.num_timesteps
         return DDIMSampler(self).sample(

@@ -1,8 +1,9 @@
 """Everything random in a training step, as a function of the step alone.
 
-Image `slot` of step k of run r draws its timestep, its noise and its posterior sample from a generator seeded by
-(seed, r, k, slot). So a resumed run repeats an uninterrupted one bit for bit, the number of workers and of processes changes
-nothing, and a run packed with others sees exactly what it would see alone.
+Image `slot` of step k of run r draws its timestep, its noise and its posterior sample from a
+generator seeded by (seed, r, k, slot). So a resumed run repeats an uninterrupted one bit for bit,
+the number of workers and of processes changes nothing, and a run packed with others sees exactly
+what it would see alone.
 """
 
 from collections.abc import Mapping, Sequence

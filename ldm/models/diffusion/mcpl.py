@@ -1,7 +1,7 @@
-"""MCPL: several words at once from one sentence and a few images (Multi-Concept Prompt Learning, sec. 3).
+"""MCPL: several words at once from one sentence and a few images (Multi-Concept Prompt Learning).
 
-A preset: which terms the objective has. The strategies one, all and diverse are a matter of the sentences (``ldm/prompts``,
-``ldm/data``), so nothing here asks which of them is running.
+A preset: which terms the objective has (sec. 3.4). The strategies one, all and diverse are a matter
+of the sentences (``ldm/prompts``, ``ldm/data``), so nothing here asks which of them is running.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,10 @@ from typing import Any
 from ldm.concepts.contrastive import PromptContrast
 from ldm.concepts.masks import AttentionMask
 from ldm.concepts.objective import LossTerm
+from ldm.concepts.quirks import ReleasedAttention, ReleasedContrast, ReleasedMask
+from ldm.concepts.recorder import WordAttention, named_positions
 from ldm.models.diffusion.ddpm import LatentDiffusion
+from ldm.modules.attention_control import AttentionController
 
 
 class MCPL(LatentDiffusion):
@@ -36,10 +39,14 @@ class MCPL(LatentDiffusion):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.mask_resolution = tuple(mask_resolution)
-        self.attention_mask = None if mask is None else AttentionMask(**mask)
-        self.prompt_contrast = None if contrast is None else PromptContrast(**contrast)
         self.reference_quirks = reference_quirks
         self.quirk_softmax_words = tuple(quirk_softmax_words)
+        make_mask, make_contrast = AttentionMask, PromptContrast
+        if reference_quirks:
+            make_mask, make_contrast = ReleasedMask, ReleasedContrast
+            mask = mask and {**mask, "softmax_words": self.quirk_softmax_words}
+        self.attention_mask = None if mask is None else make_mask(**mask)
+        self.prompt_contrast = None if contrast is None else make_contrast(**contrast)
 
     def terms(self) -> list[LossTerm]:
         """The paper's objective (eq. 7): masked diffusion loss plus weighted contrast."""
@@ -48,3 +55,23 @@ class MCPL(LatentDiffusion):
             denoising = self.denoising_term(self.attention_mask)
         contrast = [] if self.prompt_contrast is None else [self.prompt_contrast]
         return [denoising, *others, *contrast]
+
+    def recorder(self, tokens: Any, captions: Sequence[Any] = (), **_: Any) -> AttentionController:
+        """Records the words, the adjectives bound to them, and what else the mask is made of."""
+        named = () if self.attention_mask is None else self.attention_mask.words
+        positions = named_positions(tokens, captions, (*named, *self.quirk_softmax_words))
+        if self.reference_quirks:
+            return ReleasedAttention(positions)
+        return WordAttention(positions, self.mask_resolution)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the running means of the attention maps beside the words."""
+        super().on_save_checkpoint(checkpoint)
+        if self.attention_mask is not None:
+            checkpoint["attention_mask"] = self.attention_mask.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue from the running means of the checkpoint, if it has any."""
+        super().on_load_checkpoint(checkpoint)
+        if self.attention_mask is not None and "attention_mask" in checkpoint:
+            self.attention_mask.load_state_dict(checkpoint["attention_mask"])

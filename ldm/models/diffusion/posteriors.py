@@ -1,7 +1,9 @@
-"""Encode once: the first-stage posterior of every training image and its flip is computed a single time.
+"""Encode once: the posterior of every training image and its flip is computed a single time.
 
-Drawing ``z = mean + std * noise`` from a kept posterior is the same distribution as encoding the image anew every step, at none
-of the cost. Each image is encoded alone, so that what is kept does not depend on which images happened to share a batch.
+Drawing ``z = mean + std * noise`` from a kept posterior is the same distribution as encoding the
+image anew every step, at none
+of the cost. Each image is encoded alone, so that what is kept does not depend on which images
+happened to share a batch.
 """
 
 from collections.abc import Callable

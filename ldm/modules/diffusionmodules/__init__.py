@@ -1,1 +1,1 @@
-
+"""The U-Net, the autoencoder's blocks, and the noise schedule."""
