@@ -8,6 +8,7 @@ is found from the checkpoint.
 """
 
 import argparse
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from ldm.inference import (
     load_words,
     sample_images,
 )
+from ldm.training.cli import Parser
 from ldm.visual import image_grid, save_png, to_uint8
 
 logger = logging.getLogger("txt2img")
@@ -38,7 +40,7 @@ def count(text: str) -> int:
 
 def build_parser(**defaults: Any) -> argparse.ArgumentParser:
     """The options of the original script; `defaults` of a preset."""
-    parser = argparse.ArgumentParser(description="Draw pictures from prompts.")
+    parser = Parser(description="Draw pictures from prompts.")
     add = parser.add_argument
     add("--prompt", action="append", help="what to draw; repeat for several")
     add("--from-file", help="a text file with one prompt a line")
@@ -53,16 +55,18 @@ def build_parser(**defaults: Any) -> argparse.ArgumentParser:
     add("--ddim_eta", type=float, default=0.0, help="0 is deterministic, 1 is ancestral noise")
     add("--scale", type=float, default=5.0, help="guidance; 1 is none")
     add("--plms", action="store_true", help="sample with PLMS")
-    add("--sampler", choices=("ddim", "plms", "dpm", "ancestral"), default="ddim")
+    add("--sampler", choices=("ddim", "plms", "dpm", "ancestral"), default="ddim",
+        help="how latents are drawn")  # fmt: skip
     add("--H", type=int, default=None, help="height in pixels")
     add("--W", type=int, default=None, help="width in pixels")
-    add("--seed", type=int, default=42)
+    add("--seed", type=int, default=42, help="seed of the first picture; the next ones count up")
     add("--fixed_code", action="store_true", help="every picture starts from the same noise")
     add("--n_rows", type=int, default=0, help="columns of the grid")
-    add("--skip_grid", action="store_true")
+    add("--skip_grid", action="store_true", help="write single pictures only")
     add("--skip_save", action="store_true", help="write the grid only")
-    add("--precision", choices=("full", "autocast"), default="full")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--precision", choices=("full", "autocast"), default="full",
+        help="full is float32, autocast bfloat16")  # fmt: skip
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw")
     parser.set_defaults(**defaults)
     return parser
 
@@ -98,31 +102,40 @@ def draw(model: Any, prompts: Sequence[str], options: argparse.Namespace) -> lis
     )
     out = Path(options.outdir)
     (out / "samples").mkdir(parents=True, exist_ok=True)
-    number, written = len(list((out / "samples").glob("*.png"))), []
+    taken = [int(path.stem) for path in (out / "samples").glob("*.png") if path.stem.isdecimal()]
+    first, written = max(taken, default=-1) + 1, []
     for prompt in prompts:
-        pictures = []
+        pictures: list[torch.Tensor] = []
         for images in sample_images(
             model, prompt, sampling, count=options.n_samples, batches=options.n_iter
         ):
-            pictures.append(images.cpu())
-            for picture in [] if options.skip_save else to_uint8(images.cpu()):
-                path = out / "samples" / f"{number:04d}.png"
-                save_png(path, picture, metadata(prompt, sampling, options, number))
-                written.append(path)
-                number += 1
+            for picture in images.cpu():
+                number = len(pictures)
+                pictures.append(picture)
+                if not options.skip_save:
+                    path = out / "samples" / f"{first + number:04d}.png"
+                    save_png(path, to_uint8(picture), metadata(prompt, sampling, options, number))
+                    written.append(path)
+        first += len(pictures)
         if not options.skip_grid:
-            stem = "".join(c if c.isalnum() else "-" for c in prompt)[:80].strip("-")
-            path = out / f"{stem or 'prompt'}.png"
-            grid = image_grid(torch.cat(pictures), options.n_rows or options.n_samples)
+            path = free_name(out, prompt)
+            grid = image_grid(torch.stack(pictures), options.n_rows or options.n_samples)
             save_png(path, grid, metadata(prompt, sampling, options, None))
             written.append(path)
     return written
 
 
+def free_name(folder: Path, prompt: str) -> Path:
+    """A file called after the prompt that does not exist yet."""
+    stem = "".join(c if c.isalnum() else "-" for c in prompt)[:80].strip("-") or "prompt"
+    names = itertools.chain([stem], (f"{stem}-{i}" for i in itertools.count(2)))
+    return next(path for name in names if not (path := folder / f"{name}.png").exists())
+
+
 def metadata(
     prompt: str, sampling: SamplingOptions, options: argparse.Namespace, number: int | None
 ) -> dict[str, str]:
-    """What a picture was made with, kept in the file."""
+    """What a picture was made with, kept in the file; its noise is that of seed + number."""
     return {
         "prompt": prompt,
         "seed": str(sampling.seed),
@@ -139,8 +152,8 @@ def metadata(
 def main(arguments: Sequence[str] | None = None, **defaults: Any) -> int:
     """Run the script; the exit code is 0 on success and 1 on an error."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    options = build_parser(**defaults).parse_args(arguments)
     try:
+        options = build_parser(**defaults).parse_args(arguments)
         prompts = read_prompts(options)
         model = load_model(options.ckpt_path, options.config, device=options.device)
         known = load_words(model, options.embedding_path) if options.embedding_path else []

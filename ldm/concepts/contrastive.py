@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.concepts.objective import TermValue, TrainStep
-from ldm.concepts.recorder import adjective_of, concept_words, named_positions, to_device
+from ldm.concepts.recorder import (
+    Positions,
+    adjective_of,
+    concept_words,
+    named_positions,
+    to_device,
+)
 from ldm.prompts.sentence import as_words
 
 
@@ -59,11 +65,10 @@ class PromptContrast:
         Raises:
             ValueError: when the step has no captions with word positions.
         """
-        views = self.views(step)
-        return TermValue(info_nce(views, self.temperature, step.runs), {})
+        return TermValue(info_nce(self.views(step), self.temperature, step.runs), {})
 
-    def views(self, step: TrainStep) -> Views:
-        """The mean output over the tokens of each word, and of each adjective, in each caption."""
+    def read(self, step: TrainStep) -> tuple[Tensor, Positions, Sequence[str]]:
+        """The text outputs (b, n, d), where all words stand in them, and which are concepts."""
         if step.tokens is None or step.context is None:
             raise ValueError(
                 "PromptCL needs captions with learnable words and a text context; this step has "
@@ -71,7 +76,11 @@ class PromptContrast:
             )
         positions = named_positions(step.tokens, step.captions, self.words)
         learnable = dict.fromkeys(word for row in step.tokens.learnable for word in row)
-        concepts = self.words or tuple(concept_words(learnable, step.embeddings))
+        return step.context, positions, self.words or concept_words(learnable, step.embeddings)
+
+    def views(self, step: TrainStep) -> Views:
+        """The mean output over the tokens of each word, and of each adjective, in each caption."""
+        context, positions, concepts = self.read(step)
         runs = [0] * len(positions) if step.run is None else step.run.tolist()
         found: list[tuple[int, int, int]] = []
         places: list[list[int]] = []
@@ -81,7 +90,7 @@ class PromptContrast:
                     if name in row:
                         found.append((image, number, runs[image]))
                         places.append(row[name])
-        return _gather(step.context, found, places)
+        return _gather(context, found, places)
 
 
 def _gather(context: Tensor, found: list[tuple[int, int, int]], places: list[list[int]]) -> Views:

@@ -103,10 +103,9 @@ class AttentionMask:
             )
         learns = torch.is_grad_enabled()
         with torch.no_grad():
-            return self._mask(step, remember=learns and self.average == "running")
+            return self._mask(step, step.attention, learns and self.average == "running")
 
-    def _mask(self, step: TrainStep, remember: bool) -> Tensor | None:
-        attention = step.attention
+    def _mask(self, step: TrainStep, attention: Any, remember: bool) -> Tensor | None:
         names = self.select(attention.words, step.embeddings)
         chosen = [attention.words.index(name) for name in names]
         present = attention.present[:, chosen]

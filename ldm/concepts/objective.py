@@ -54,9 +54,10 @@ class TrainStep:
         weights = torch.ones_like(values) if weights is None else weights.to(values)
         if self.runs == 1:
             return ((values * weights).sum() / weights.sum().clamp(min=1e-12)).reshape(1)
+        run = self.run.to(values.device, non_blocking=True)
         zeros = values.new_zeros(self.runs)
-        total = zeros.index_add(0, self.run, values * weights)
-        return total / zeros.index_add(0, self.run, weights).clamp(min=1e-12)
+        total = zeros.index_add(0, run, values * weights)
+        return total / zeros.index_add(0, run, weights).clamp(min=1e-12)
 
 
 class TermValue(NamedTuple):

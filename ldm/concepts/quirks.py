@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ldm.concepts.contrastive import PromptContrast
 from ldm.concepts.masks import AttentionMask
 from ldm.concepts.objective import TermValue, TrainStep
-from ldm.concepts.recorder import Positions, adjective_of, concept_words, named_positions, to_device
+from ldm.concepts.recorder import Positions, adjective_of, to_device
 from ldm.modules.attention import AttentionSite, Grid, attention_probs
 from ldm.modules.attention_control import AttentionController
 
@@ -97,7 +97,7 @@ class ReleasedMask(AttentionMask):
         if self.kind == "skip":
             return None
         _refuse_packed(step)
-        attention = step.attention
+        attention: Any = step.attention
         maps = attention.maps()
         length = maps.shape[-1]
         words = self.select(attention.words, step.embeddings)
@@ -140,12 +140,10 @@ class ReleasedContrast(PromptContrast):
                 many of their adjectives.
         """
         _refuse_packed(step)
-        positions = named_positions(step.tokens, step.captions, self.words)
-        learnable = dict.fromkeys(word for row in step.tokens.learnable for word in row)
-        words = self.words or concept_words(learnable, step.embeddings)
-        groups = [_pick(step.context, positions, words)]
+        context, positions, words = self.read(step)
+        groups = [_pick(context, positions, words)]
         if self.bind_adjectives:
-            groups.append(_pick(step.context, positions, [adjective_of(word) for word in words]))
+            groups.append(_pick(context, positions, [adjective_of(word) for word in words]))
             groups = [group for group in groups if group.shape[1]]
         if len({group.shape for group in groups}) != 1:
             raise ValueError(

@@ -137,9 +137,9 @@ class WordAttention(AttentionController):
         """Which caption contains which word: bool (b, words), on the host."""
         return self._present
 
-    def wants(self, site: AttentionSite) -> bool:
+    def wants(self, site: AttentionSite | None) -> bool:
         """Only cross-attention."""
-        return site.is_cross
+        return site is not None and site.is_cross
 
     def begin_step(self, index: int, conditional: slice) -> None:
         """Under guidance, read the conditional part of the batch."""

@@ -42,6 +42,22 @@ def word_maps(
     tokens = model.cond_stage_model.tokenize(captions, manager.words if manager else {})
     context = model.get_learned_conditioning(captions)
     recorder = WordAttention(tokens, resolutions or model.mask_resolution, words)
+    record_noised(model, latents, context, recorder, shares=shares, seed=seed)
+    maps = recorder.maps()
+    return {word: maps[:, index] for index, word in enumerate(recorder.words)}
+
+
+@torch.no_grad()
+def record_noised(
+    model: Any,
+    latents: Tensor,
+    context: Tensor,
+    recorder: WordAttention,
+    *,
+    shares: Sequence[float] = SHARES,
+    seed: int = 0,
+) -> None:
+    """Let `recorder` watch the network on `latents` noised at several levels (see `word_maps`)."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     with controlling(model.model.diffusion_model, recorder):
@@ -49,8 +65,6 @@ def word_maps(
             step = min(int(share * model.num_timesteps), model.num_timesteps - 1)
             t = torch.full((len(latents),), step, device=latents.device)
             model.apply_model(model.q_sample(latents, t, noise), t, context)
-    maps = recorder.maps()
-    return {word: maps[:, index] for index, word in enumerate(recorder.words)}
 
 
 def binary_mask(

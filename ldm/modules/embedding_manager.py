@@ -8,7 +8,7 @@ and may have several vectors.
 import inspect
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,17 +206,10 @@ class EmbeddingManager(nn.Module):
         Each file is either the old one or the whole new one. A path that ends in ``.safetensors``
         gives only that file.
         """
-        path = Path(path)
-        held = self.string_to_param_dict.items()
-        vectors = {name: value.detach().float().cpu().clone() for name, value in held}
+        vectors = dict(self.string_to_param_dict.items())
         ids = {name: self._stored_id(name) for name in vectors}
-        if path.suffix != ".safetensors":
-            tokens = {name: torch.tensor(number) for name, number in ids.items()}
-            content = {"string_to_token": tokens, "string_to_param": parameter_dict(vectors)}
-            save_torch(content, path)
         starts = {word.name: word.start for word in self.learnable}
-        metadata = {"string_to_token": json.dumps(ids), "starts_from": json.dumps(starts)}
-        save_safetensors(vectors, path.with_suffix(".safetensors"), metadata)
+        write_words(path, vectors, ids, starts)
 
     def _stored_id(self, name: str) -> int:
         """The id other programs look for: the vocabulary's, if the word is one token there."""
@@ -251,6 +244,24 @@ class EmbeddingManager(nn.Module):
             }
         )
         self._assign_ids()
+
+
+def write_words(
+    path: str | Path,
+    vectors: Mapping[str, Tensor],
+    ids: Mapping[str, int],
+    starts: Mapping[str, str] | None = None,
+) -> None:
+    """Write words (k, d) with their ids to `path`, as :meth:`EmbeddingManager.save` says."""
+    path = Path(path)
+    kept = {name: value.detach().float().cpu().clone() for name, value in vectors.items()}
+    if path.suffix != ".safetensors":
+        tokens = {name: torch.tensor(number) for name, number in ids.items()}
+        save_torch({"string_to_token": tokens, "string_to_param": parameter_dict(kept)}, path)
+    metadata = {"string_to_token": json.dumps(dict(ids))}
+    if starts is not None:
+        metadata["starts_from"] = json.dumps(dict(starts))
+    save_safetensors(kept, path.with_suffix(".safetensors"), metadata)
 
 
 def _accepted() -> str:

@@ -26,6 +26,7 @@ def contrast_step(learnable=LEARNABLE, bound=BOUND, context=None, **details):
 
 def by_hand(views, temperature):
     """Eqs. 3-5 for [(concept, vector), ...], as they are printed."""
+    views = [(concept, v.detach()) for concept, v in views]
     total, anchors = 0.0, 0
     for i, (concept, v) in enumerate(views):
         others = [(c, F.cosine_similarity(v, u, dim=0) / temperature)
@@ -38,8 +39,8 @@ def by_hand(views, temperature):
 
 
 def views_of(step, bind=True):
-    found = []
-    for i, (words, adjectives) in enumerate(zip(step.tokens.learnable, step.tokens.bound)):
+    found, rows = [], zip(step.tokens.learnable, step.tokens.bound, strict=True)
+    for i, (words, adjectives) in enumerate(rows):
         for group in (words, adjectives) if bind else (words,):
             found += [(word, step.context[i, at].mean(0)) for word, at in group.items()]
     return found

@@ -182,10 +182,8 @@ def test_running_means_continue_from_a_file_bit_for_bit(tmp_path):
         before(step)
     save_torch({"attention_mask": before.state_dict()}, tmp_path / "last.ckpt")
     after.load_state_dict(read_checkpoint(tmp_path / "last.ckpt")["attention_mask"])
-    assert [torch.equal(after(step), mask) for step, mask in zip(steps[3:], expected[3:])] == [
-        True,
-        True,
-    ]
+    for step, mask in zip(steps[3:], expected[3:], strict=True):
+        assert torch.equal(after(step), mask)
     assert not torch.equal(AttentionMask("soft")(steps[4]), expected[4])
 
 

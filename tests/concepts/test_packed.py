@@ -36,11 +36,10 @@ def steps():
 
 @pytest.mark.parametrize("average", ["step", "running"])
 def test_masks(average):
-    together, masks = AttentionMask(average=average), [AttentionMask(average=average)] * 1
-    masks.append(AttentionMask(average=average))
+    together, *masks = (AttentionMask(average=average) for _ in range(3))
     for _ in range(3):
         packed, alone, _ = steps()
-        apart = torch.cat([mask(step) for mask, step in zip(masks, alone)])
+        apart = torch.cat([mask(step) for mask, step in zip(masks, alone, strict=True)])
         assert torch.equal(together(packed), apart)
 
 
@@ -57,8 +56,8 @@ def test_masks(average):
 def test_losses_and_gradients(terms):
     packed, alone, leaves = steps()
     together = [term(packed).loss for term in terms()]
-    apart = [torch.cat([term(step).loss for step in alone]) for term in terms()]
-    torch.testing.assert_close(together, apart)
+    apart = [[term(step).loss for term in terms()] for step in alone]
+    torch.testing.assert_close(together, [torch.cat(runs) for runs in zip(*apart, strict=True)])
     total, logs = Objective(terms())(packed)
     totals = [Objective(terms())(step)[0] for step in alone]
     torch.testing.assert_close(total, sum(totals))

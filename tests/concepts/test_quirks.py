@@ -27,8 +27,8 @@ def stored(key: str, index: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def store() -> ReleasedAttention:
     """The recorded attention with the words of each prompt, which follow each other in order."""
-    rows = [row.nonzero().flatten().tolist() for row in MASKS["word_mask"]]
-    attention = ReleasedAttention([dict(zip(NAMES, ([i] for i in row))) for row in rows])
+    rows = [row.nonzero().tolist() for row in MASKS["word_mask"]]
+    attention = ReleasedAttention([dict(zip(NAMES, row, strict=True)) for row in rows])
     attention.stored["down"] = [stored("down_cross", i) for i in range(2)]
     attention.stored["up"] = [torch.zeros(0)] * 3 + [stored("up_cross", i) for i in (3, 4, 5)]
     return attention

@@ -4,7 +4,8 @@ A preset: which terms the objective has (sec. 3.4). The strategies one, all and 
 of the sentences (``ldm/prompts``, ``ldm/data``), so nothing here asks which of them is running.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from ldm.concepts.contrastive import PromptContrast
@@ -41,10 +42,11 @@ class MCPL(LatentDiffusion):
         self.mask_resolution = tuple(mask_resolution)
         self.reference_quirks = reference_quirks
         self.quirk_softmax_words = tuple(quirk_softmax_words)
-        make_mask, make_contrast = AttentionMask, PromptContrast
+        make_mask: Callable[..., AttentionMask] = AttentionMask
+        make_contrast: Callable[..., PromptContrast] = PromptContrast
         if reference_quirks:
-            make_mask, make_contrast = ReleasedMask, ReleasedContrast
-            mask = mask and {**mask, "softmax_words": self.quirk_softmax_words}
+            make_contrast = ReleasedContrast
+            make_mask = partial(ReleasedMask, softmax_words=self.quirk_softmax_words)
         self.attention_mask = None if mask is None else make_mask(**mask)
         self.prompt_contrast = None if contrast is None else make_contrast(**contrast)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from ldm.modules.diffusionmodules.group_norm import GroupNorm
 from ldm.modules.diffusionmodules.schedule import (
     extract_into_tensor,
     make_beta_schedule,
@@ -57,7 +57,7 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     return torch.cat(columns, dim=-1)
 
 
-class GroupNorm32(nn.GroupNorm):
+class GroupNorm32(GroupNorm):
     """Group normalisation whose result has the type of its input.
 
     Statistics are kept in float32 by the kernels themselves. Where autocast widens the result,
@@ -65,14 +65,9 @@ class GroupNorm32(nn.GroupNorm):
     in the narrow type.
     """
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Normalise (b, c, ...) over groups of channels."""
-        if input.device.type == "cpu" and input.dtype.itemsize < 4 and not input.is_contiguous():
-            # The narrow kernel for the channels-last layout is four times slower than this detour.
-            weight, bias = self.weight.float(), self.bias.float()
-            wide = F.group_norm(input.float(), self.num_groups, weight, bias, self.eps)
-            return wide.to(input.dtype)
-        return super().forward(input).to(input.dtype)
+        return super().forward(x).to(x.dtype)
 
 
 def normalization(channels: int, eps: float = 1e-5, groups: int = 32) -> GroupNorm32:
