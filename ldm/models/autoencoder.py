@@ -221,6 +221,7 @@ class AutoencoderKL(FirstStage):
         *,
         scheduler_config: Mapping[str, Any] | None = None,
         ema_decay: float | None = None,
+        train_encoder: bool = True,
     ) -> None:
         super().__init__(
             ddconfig, lossconfig, image_key, colorize_nlabels, monitor, scheduler_config
@@ -232,6 +233,9 @@ class AutoencoderKL(FirstStage):
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
         self._finish(ema_decay, ckpt_path, ignore_keys)
+        if not train_encoder:
+            self.encoder.requires_grad_(False)
+            self.quant_conv.requires_grad_(False)
 
     def encode(self, x: Tensor) -> DiagonalGaussianDistribution:
         """The Gaussian of image `x` (b,c,H,W), over latents (b,embed_dim,h,w)."""
