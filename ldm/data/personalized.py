@@ -7,6 +7,7 @@ a number it draws at random.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ldm.data.pairing import (
     pair,
 )
 from ldm.data.steps import StepKey
+from ldm.data.subjects import mark_concepts, without_separation
 from ldm.prompts import (
     IMAGENET_DUAL_TEMPLATES_SMALL,
     IMAGENET_TEMPLATES_SMALL,
@@ -51,8 +53,10 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
     `sentence` is a :class:`~ldm.prompts.Sentence`, its markup ("a [brown] <teddy:bear>"), or one
     for each kind of picture ({"concept": ..., "subject": ...}); without it, `placeholder_token` is
     the word to learn. A picture with a sentence of its own (:mod:`ldm.data.metadata`) is shown with
-    that one; ``RELATE`` becomes the relation in the file's name. A sentence goes into one of the
-    `templates`, unless it is a whole caption already ("a photo of <subject> that is <state>").
+    that one, unless `own_sentences` is off; ``RELATE`` becomes the relation in the file's name. A
+    sentence goes into one of the `templates`, unless it is a whole caption already ("a photo of
+    <subject> that is <state>"). Without `subject_separation`, of Lego's two sets only that with the
+    concept is shown, and its subject has no word of its own (:mod:`ldm.data.subjects`).
 
     ``dataset[StepKey]`` gives image (h, w, 3) float32 in [-1, 1], caption (`Caption`), image_id,
     flip, step, slot and run. With several kinds of pictures the slots of a step take turns, so that
@@ -89,6 +93,8 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
         templates: Sequence[str] | None = None,
         seed: int = 0,
         strategy: Strategy = "one",
+        own_sentences: bool = True,
+        subject_separation: bool = True,
     ) -> None:
         self.size, self.interpolation, self.center_crop = size, interpolation, center_crop
         self.flip_p = _share("flip_p", flip_p)
@@ -96,15 +102,19 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
         self.seed = seed
         self.templates = _checked(self.templates if templates is None else templates)
         self.items = read_items(data_root)
+        if not own_sentences:
+            self.items = [replace(item, text=None) for item in self.items]
+        given = given_sentences(sentence, placeholder_token, coarse_class_text)
+        own_only = sentence is None and any(item.text for item in self.items)
+        self._pairs = pair(self.items, given, strategy, own_only)
+        if not subject_separation:
+            self.items, self._pairs = without_separation(self.items, self._pairs)
         self.num_images = len(self.items)
         if per_image_tokens and self.num_images > len(PER_IMAGE_TOKENS):
             raise ValueError(
                 f"per_image_tokens has {len(PER_IMAGE_TOKENS)} words, one for each picture, but "
                 f"there are {self.num_images} pictures; take fewer, or switch it off"
             )
-        given = given_sentences(sentence, placeholder_token, coarse_class_text)
-        own_only = sentence is None and any(item.text for item in self.items)
-        self._pairs = pair(self.items, given, strategy, own_only)
         self._openings = openings(self.templates)
         kinds = sorted({item.kind for item in self.items})
         self._groups = [[i for i, item in enumerate(self.items) if item.kind == k] for k in kinds]
@@ -122,9 +132,10 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
 
     @property
     def words(self) -> tuple[LearnableWord, ...]:
-        """Every learnable word that some picture shows."""
+        """Every learnable word that some picture shows, with the role "concept" where it is one."""
         shown = {name for each in self._pairs for name in each.caption.names()}
-        return tuple(word for word in merge_words(self._pairs) if word.name in shown)
+        words = (word for word in merge_words(self._pairs) if word.name in shown)
+        return mark_concepts(words, self.items, self._pairs)
 
     def sentence_of(self, image_id: int) -> Sentence:
         """The sentence that a picture is shown with."""

@@ -16,7 +16,9 @@ from ldm.prompts.spans import Caption, WordSpan, find_words
 
 logger = logging.getLogger(__name__)
 
-Role = Literal["noun", "adjective", "other"]
+Role = Literal["noun", "adjective", "other", "concept"]
+#: The role of a word that only pictures of a concept show, not those of its subject (Lego).
+CONCEPT: Literal["concept"] = "concept"
 #: Stands for the relation of an image in the released per-image sentences.
 RELATE = "RELATE"
 #: As the init of a word: draw its vectors at random.

@@ -9,20 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ldm.checkpoint import write_atomic
 from ldm.evaluation.localisation import binary_mask, word_ious, word_maps
 from ldm.inference import SamplingOptions, sample_latents
+from ldm.prompts.sentence import CONCEPT, LearnableWord
 from ldm.visual import Cell, panel, save_png, to_uint8, word_panel
 
 logger = logging.getLogger(__name__)
 
-#: Sentences that show a learned word somewhere it has not been seen.
-NEW_SENTENCES = (
-    "a photo of a {word}",
-    "a photo of a blue {word}",
-    "a photo of a {word} on the grass",
-)
+#: How many pictures, and samples of each prompt, are shown.
 SHOWN = 4
 
 
@@ -67,11 +64,38 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-class Summary:
-    """Looks at the words before training, again after it, and writes what changed."""
+@dataclass(frozen=True)
+class Pictures:
+    """Which pictures a run is summed up with.
 
-    def __init__(self, model: Any, dataset: Any) -> None:
-        self.model, self.dataset = model, dataset
+    `prompts` are drawn with the learned words at fixed noise: ``{sentence}`` stands for the run's
+    sentence, ``{word}`` for each learned noun in turn, ``{concept}`` for Lego's concept words.
+    """
+
+    prompts: Sequence[str] = ("{sentence}", "a photo of a {word}")
+    steps: int = 25
+    scale: float = 5.0
+
+    def filled(self, sentence: str, words: Sequence[LearnableWord]) -> list[str]:
+        """The prompts of a run."""
+        nouns = [word.name for word in words if word.role == "noun"]
+        concept = " ".join(word.name for word in words if word.role == CONCEPT)
+        once = [text for text in self.prompts if "{word}" not in text]
+        return [
+            text.format(sentence=sentence, concept=concept)
+            for text in once
+            if concept or "{concept}" not in text
+        ] + [text.format(word=noun) for noun in nouns for text in self.prompts if text not in once]
+
+
+class Summary:
+    """Looks at the words before training, again after it, and writes what changed.
+
+    Without `pictures` the network is not run for it: only the table of words is written.
+    """
+
+    def __init__(self, model: Any, dataset: Any, pictures: Pictures | None) -> None:
+        self.model, self.pictures = model, pictures
         count = min(SHOWN, dataset.num_images)
         flips = {flip for _, flip, _ in dataset.images()}
         flip = min(flips)
@@ -79,8 +103,8 @@ class Summary:
         self.images = torch.stack([torch.from_numpy(array.copy()) for array in arrays])
         self.images = self.images.movedim(-1, 1).contiguous()
         self.captions = [dataset.sentence_of(i).caption for i in range(count)]
-        truths = getattr(dataset, "masks", None)
-        self.truths = [truths(i) for i in range(count)] if truths and not flip else []
+        truths = getattr(dataset, "masks", None) if pictures is not None and not flip else None
+        self.truths = [truths(i) for i in range(count)] if truths else []
         self.latents: Tensor | None = None
         self.before = self._ious()
 
@@ -103,33 +127,38 @@ class Summary:
     def write(self, folder: Path, *, seconds: float, seed: int) -> dict[str, Any]:
         """Write pictures, ``summary.json`` and ``summary.md`` to a run's folder."""
         model = self.model.eval()
-        images = folder / "images"
-        images.mkdir(parents=True, exist_ok=True)
-        maps = self.maps()
-        masks = {word: binary_mask(stack, 0.5).float() for word, stack in maps.items()}
-        attention = word_panel(
-            self.images, maps, masks, [str(c) for c in self.captions], "What each word looks at"
-        )
-        save_png(images / "attention.png", attention)
-        save_png(images / "samples.png", self._samples(model, seed))
-        ious = word_ious(maps, self.truths) if self.truths else {}
+        ious = self._draw(folder / "images", seed) if self.pictures is not None else {}
         words = [asdict(row) for row in report_words(model.embedding_manager, ious, self.before)]
         summary = {"words": words, "seconds": round(seconds, 1), "seed": seed,
-                   "sentences": [str(c) for c in self.captions]}  # fmt: skip
+                   "sentences": [str(c) for c in self.captions],
+                   "pictures": self.pictures is not None}  # fmt: skip
         with write_atomic(folder / "summary.json") as temporary:
             Path(temporary).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
         with write_atomic(folder / "summary.md") as temporary:
             Path(temporary).write_text(markdown(summary), encoding="utf-8")
         return summary
 
-    def _samples(self, model: Any, seed: int) -> Any:
-        """Guided samples at fixed noise: the sentence, then every word in new ones."""
-        names = [word.name for word in model.embedding_manager.learnable if word.role == "noun"]
-        prompts = [f"a photo of {self.captions[0]}"]
-        prompts += [text.format(word=name) for name in names[:3] for text in NEW_SENTENCES]
-        options = SamplingOptions(steps=25, scale=5.0, seed=seed)
+    def _draw(self, folder: Path, seed: int) -> dict[str, float]:
+        """Draw what the words look at and what they render; the overlaps with true masks."""
+        folder.mkdir(parents=True, exist_ok=True)
+        maps = self.maps()
+        masks = {word: binary_mask(stack, 0.5).float() for word, stack in maps.items()}
+        captions = [str(caption) for caption in self.captions]
+        save_png(
+            folder / "attention.png",
+            word_panel(self.images, maps, masks, captions, "What each word looks at"),
+        )
+        save_png(folder / "samples.png", self._samples(seed))
+        return word_ious(maps, self.truths) if self.truths else {}
+
+    def _samples(self, seed: int) -> Any:
+        """Guided samples at fixed noise, a row for each prompt."""
+        model = self.model
+        words = model.embedding_manager.learnable
+        prompts = self.pictures.filled(str(self.captions[0]), words)
+        options = SamplingOptions(steps=self.pictures.steps, scale=self.pictures.scale, seed=seed)
         rows = []
-        for prompt in prompts:
+        for prompt in tqdm(prompts, desc="drawing", unit="prompt", disable=None):
             latents = sample_latents(model, [prompt] * SHOWN, options, progress=False)
             pictures = to_uint8(model.decode_first_stage(latents).clamp(-1, 1).cpu())
             rows.append([Cell(p, prompt if i == 0 else "") for i, p in enumerate(pictures)])
@@ -154,7 +183,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", f"Sentence: {summary['sentences'][0]}", ""]
     lines += [f"{summary['seconds']} s in all, seed {summary['seed']}.", ""]
-    lines += ["![attention](images/attention.png)", "", "![samples](images/samples.png)", ""]
+    if summary["pictures"]:
+        lines += ["![attention](images/attention.png)", "", "![samples](images/samples.png)", ""]
     return "\n".join(lines)
 
 

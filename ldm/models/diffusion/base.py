@@ -69,6 +69,9 @@ class DiffusionWrapper(pl.LightningModule):
 class DDPM(pl.LightningModule):
     """Denoising diffusion without a first stage: the network, the schedule, the loss."""
 
+    #: How often training draws each timestep, (timesteps,); uniformly if there are no weights.
+    timestep_weights: Tensor | None = None
+
     def __init__(  # noqa: PLR0913, PLR0917 (the public signature)
         self,
         unet_config: Mapping[str, Any],
@@ -279,7 +282,14 @@ class DDPM(pl.LightningModule):
 
     def draws(self, batch: Mapping[str, Any], shape: Sequence[int]) -> Draws:
         """Everything random of this batch (see `draws.py`)."""
-        return draw(batch, shape, self.num_timesteps, seed=self.seed, device=self.device)
+        return draw(
+            batch,
+            shape,
+            self.num_timesteps,
+            seed=self.seed,
+            device=self.device,
+            weights=self.timestep_weights,
+        )
 
     def shared_step(self, batch: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch."""
@@ -311,7 +321,7 @@ class DDPM(pl.LightningModule):
 
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         """Move the averaged weights along."""
-        if self.use_ema:
+        if self.use_ema and any(weight.requires_grad for weight in self.model.parameters()):
             self.model_ema(self.model)
 
     def configure_optimizers(self) -> Any:

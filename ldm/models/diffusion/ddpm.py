@@ -110,13 +110,13 @@ class LatentDiffusion(DDPM):
         self._hold(manager)
         return manager
 
-    def learn(self, words: Sequence[LearnableWord]) -> None:
+    def learn(self, words: Sequence[LearnableWord], **options: Any) -> None:
         """Make `words` learnable and everything else fixed; call it once the weights are loaded.
 
         The words start from the embeddings of their init words (Algorithms 2-4), which the loaded
-        text encoder provides.
+        text encoder provides. `options` go to :class:`EmbeddingManager`.
         """
-        self._hold(EmbeddingManager(self.cond_stage_model, words=words))
+        self._hold(EmbeddingManager(self.cond_stage_model, words=words, **options))
 
     def _hold(self, manager: EmbeddingManager) -> None:
         self.embedding_manager = manager
@@ -259,9 +259,16 @@ class LatentDiffusion(DDPM):
             draws.noise,
             captions=condition,
             tokens=tokens,
-            embeddings=self.embedding_manager,
+            extras={key: batch[key] for key in ("step",) if key in batch},
             **{key: batch[key] for key in ("image_id", "flip", "run") if key in batch},
         )
+
+    def p_losses(
+        self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None, **details: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective for latents x_start (b, c, h, w) in context `cond` at t (b,)."""
+        details.setdefault("embeddings", self.embedding_manager)
+        return super().p_losses(x_start, cond, t, noise, **details)
 
     def forward(self, x: Tensor, c: Any = None, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of latents x with prompts `c` at random timesteps."""
@@ -312,6 +319,23 @@ class LatentDiffusion(DDPM):
             checkpoint["state_dict"] = {
                 key: value for key, value in state.items() if key.startswith("embedding_manager.")
             }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to continue from a checkpoint of other words, which would be left out in silence.
+
+        Raises:
+            ValueError: naming the words of both.
+        """
+        if self.learns_words:
+            prefix = "embedding_manager.string_to_param_dict."
+            keys = [key for key in checkpoint["state_dict"] if key.startswith(prefix)]
+            saved = sorted(key.removeprefix(prefix) for key in keys)
+            own = sorted(self.embedding_manager.string_to_param_dict)
+            if saved != own:
+                raise ValueError(
+                    f"the checkpoint is of the words {saved}, this run learns {own}: continue with "
+                    "the sentence of that run, or start a new run with --embedding_manager_ckpt"
+                )
 
     # -- sampling
 

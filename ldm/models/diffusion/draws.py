@@ -33,20 +33,38 @@ def draw(
     *,
     seed: int,
     device: torch.device,
+    weights: Tensor | None = None,
 ) -> Draws:
     """The draws for a batch of latents of `shape` (b, c, h, w).
 
-    A batch that carries no ``step`` (a plain dataset) draws from torch's global generator instead.
+    Timesteps are drawn uniformly, or as often as `weights` (timesteps,) say. A batch that carries
+    no ``step`` (a plain dataset) draws from torch's global generator instead.
     """
     if "step" not in batch:
         noise = torch.randn(2, *shape, device=device)
-        return Draws(torch.randint(timesteps, (shape[0],), device=device), noise[0], noise[1])
-    times, noises = [], []
+        times = draw_timesteps(timesteps, weights, shape[:1], device=device)
+        return Draws(times, noise[0], noise[1])
+    drawn, noises = [], []
     for run, step, slot in zip(
         batch["run"].tolist(), batch["step"].tolist(), batch["slot"].tolist(), strict=True
     ):
         generator = step_generator(seed, run, step, NOISE_STREAM + slot)
-        times.append(torch.randint(timesteps, (), generator=generator))
+        drawn.append(draw_timesteps(timesteps, weights, (), generator))
         noises.append(torch.randn(2, *shape[1:], generator=generator))
     noise = torch.stack(noises, 1).to(device, non_blocking=True)
-    return Draws(torch.stack(times).to(device, non_blocking=True), noise[0], noise[1])
+    return Draws(torch.stack(drawn).to(device, non_blocking=True), noise[0], noise[1])
+
+
+def draw_timesteps(
+    timesteps: int,
+    weights: Tensor | None,
+    shape: Sequence[int],
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Timesteps of `shape`, uniform or weighted; either way one number is drawn for each."""
+    if weights is None:
+        return torch.randint(timesteps, tuple(shape), generator=generator, device=device)
+    cumulative = weights.to(device).cumsum(0)
+    places = torch.rand(tuple(shape), generator=generator, device=device).to(cumulative)
+    return torch.searchsorted(cumulative, places * cumulative[-1], right=True)

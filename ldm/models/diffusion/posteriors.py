@@ -1,9 +1,8 @@
 """Encode once: the posterior of every training image and its flip is computed a single time.
 
 Drawing ``z = mean + std * noise`` from a kept posterior is the same distribution as encoding the
-image anew every step, at none
-of the cost. Each image is encoded alone, so that what is kept does not depend on which images
-happened to share a batch.
+image anew every step, at none of the cost. Each image is encoded alone, so that what is kept does
+not depend on which images happened to share a batch.
 """
 
 from collections.abc import Callable
@@ -15,10 +14,14 @@ from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 
 
 class PosteriorCache:
-    """Posterior parameters by (run, image, flip); filled when an image is first seen."""
+    """Posteriors by (run, image, flip), filled when an image is first seen.
 
-    def __init__(self, encode: Callable[[Tensor], DiagonalGaussianDistribution]) -> None:
+    Kept are the parameters of a distribution, or the latent itself where `encode` gives that (VQ).
+    """
+
+    def __init__(self, encode: Callable[[Tensor], DiagonalGaussianDistribution | Tensor]) -> None:
         self.encode = encode
+        self.exact = False
         self.kept: dict[tuple[int, int, bool], Tensor] = {}
 
     def __len__(self) -> int:
@@ -27,10 +30,13 @@ class PosteriorCache:
     @torch.no_grad()
     def __call__(
         self, images: Tensor, run: Tensor, image_id: Tensor, flip: Tensor
-    ) -> DiagonalGaussianDistribution:
-        """The posterior of a batch of images (b, 3, H, W), each identified by its keys (b,)."""
+    ) -> DiagonalGaussianDistribution | Tensor:
+        """The posterior (or latent) of images (b, 3, H, W), each identified by its keys (b,)."""
         keys = list(zip(run.tolist(), image_id.tolist(), flip.bool().tolist(), strict=True))
         for row, key in enumerate(keys):
             if key not in self.kept:
-                self.kept[key] = self.encode(images[row : row + 1]).parameters
-        return DiagonalGaussianDistribution(torch.cat([self.kept[key] for key in keys]))
+                encoded = self.encode(images[row : row + 1])
+                self.exact = isinstance(encoded, Tensor)
+                self.kept[key] = encoded if self.exact else encoded.parameters
+        together = torch.cat([self.kept[key] for key in keys])
+        return together if self.exact else DiagonalGaussianDistribution(together)
