@@ -16,12 +16,16 @@ from ldm.checkpoint import read_state_dict, save_safetensors
 KEPT = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 
 
-def averaged(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state with the U-Net's averaged weights, where there are any, in place of the trained."""
+def averaged(state: dict[str, Tensor], prefix: str, dropped: str) -> dict[str, Tensor]:
+    """The state with averaged weights, where there are any, in place of the trained ones.
+
+    Weights under `prefix` are averaged; averages are called by their names without `dropped` and
+    without dots.
+    """
     names = {
-        "model_ema." + key.removeprefix("model.").replace(".", ""): key
+        "model_ema." + key.removeprefix(dropped).replace(".", ""): key
         for key in state
-        if key.startswith("model.diffusion_model.")
+        if key.startswith(prefix) and not key.startswith("model_ema.")
     }
     return {**state, **{names[key]: value for key, value in state.items() if key in names}}
 
@@ -31,8 +35,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path)
+    parser.add_argument("--first_stage", type=Path, help="checkpoint of a better first stage")
     options = parser.parse_args()
-    state = averaged(read_state_dict(options.checkpoint))
+    state = averaged(read_state_dict(options.checkpoint), "model.diffusion_model.", "model.")
+    if options.first_stage:
+        stage = averaged(read_state_dict(options.first_stage), "", "")
+        state.update({f"first_stage_model.{key}": value for key, value in stage.items()})
     unused = (".to_logits.", "first_stage_model.model_ema.", "first_stage_model.loss.")
     kept = {
         key: value.to(torch.float16) if value.is_floating_point() else value

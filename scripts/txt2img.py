@@ -40,7 +40,7 @@ def count(text: str) -> int:
 
 def build_parser(**defaults: Any) -> argparse.ArgumentParser:
     """The options of the original script; `defaults` of a preset."""
-    parser = Parser(description="Draw pictures from prompts.")
+    parser = Parser(description="Draw pictures from prompts.", allow_abbrev=False)
     add = parser.add_argument
     add("--prompt", action="append", help="what to draw; repeat for several")
     add("--from-file", help="a text file with one prompt a line")

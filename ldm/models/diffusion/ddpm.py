@@ -31,7 +31,13 @@ logger = logging.getLogger(__name__)
 
 
 class LatentDiffusion(DDPM):
-    """Text-conditional diffusion in latent space."""
+    """Text-conditional diffusion in latent space.
+
+    Args beyond the public ones:
+        first_stage_ckpt: weights of the first stage alone.
+        mask_resolution: sizes (pixels a side) of the cross-attention maps that are averaged when
+            the words' attention is read.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917 (the public signature)
         self,
@@ -50,6 +56,7 @@ class LatentDiffusion(DDPM):
         ckpt_path: str | None = None,
         ignore_keys: Sequence[str] = (),
         first_stage_ckpt: str | None = None,
+        mask_resolution: Sequence[int] = (16,),
         **kwargs: Any,
     ) -> None:
         if cond_stage_config == "__is_unconditional__":
@@ -61,7 +68,7 @@ class LatentDiffusion(DDPM):
         super().__init__(*args, conditioning_key=conditioning_key, **kwargs)
         self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
         self.concat_mode, self.cond_stage_forward = concat_mode, cond_stage_forward
-        self.scale_by_std = scale_by_std
+        self.scale_by_std, self.mask_resolution = scale_by_std, tuple(mask_resolution)
         if scale_by_std:
             self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         else:
@@ -219,9 +226,6 @@ class LatentDiffusion(DDPM):
         return self.model(x, t, **cond)
 
     # -- loss
-
-    #: Map sizes (pixels a side) whose cross-attention is averaged when a term reads attention.
-    mask_resolution: tuple[int, ...] = (16,)
 
     def terms(self) -> list[LossTerm]:
         """Textual inversion: the diffusion loss and, if weighted, the anchor."""

@@ -23,7 +23,6 @@ class MCPL(LatentDiffusion):
     Args:
         mask: parameters of `AttentionMask` (sec. 3.4, eq. 2), or ``None``.
         contrast: parameters of `PromptContrast` (eqs. 3-6), or ``None``.
-        mask_resolution: sizes of the attention maps that masks are made of.
         reference_quirks: the released code's PromptCL and AttnMask in place of the paper's.
         quirk_softmax_words: words of the released double softmax; without effect otherwise.
     """
@@ -33,13 +32,11 @@ class MCPL(LatentDiffusion):
         *args: Any,
         mask: Mapping[str, Any] | None = None,
         contrast: Mapping[str, Any] | None = None,
-        mask_resolution: Sequence[int] = (16,),
         reference_quirks: bool = False,
         quirk_softmax_words: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.mask_resolution = tuple(mask_resolution)
         self.reference_quirks = reference_quirks
         self.quirk_softmax_words = tuple(quirk_softmax_words)
         make_mask: Callable[..., AttentionMask] = AttentionMask

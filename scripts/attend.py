@@ -1,0 +1,400 @@
+"""Show where words look: in your own picture, or in one that is drawn.
+
+    python scripts/attend.py --embedding_path FILE --image photo.jpg \\
+        --sentence "a <teddy> on a <board>" --outdir out
+    python scripts/attend.py --prompt "a photo of a cat on a skateboard" --words cat,skateboard
+
+For each picture there are, at its own size, a mask for every word, a map of labels where words
+compete, and overlays; the numbers behind them as NPZ and JSON (boxes, areas, overlap with masks).
+"""
+
+import argparse
+import json
+import logging
+import re
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm.checkpoint import write_atomic
+from ldm.concepts.recorder import Positions, WordAttention, named_positions
+from ldm.data.images import load_image
+from ldm.editing.inversion import encode_images, fit_image, picture_size, sampling_plan
+from ldm.evaluation.localisation import SHARES, binary_mask, iou, record_noised
+from ldm.inference import SamplingOptions, check_prompts, load_model, load_words, sample_latents
+from ldm.modules.attention import AttentionSite, Grid
+from ldm.modules.attention_control import controlling
+from ldm.prompts.sentence import as_words, parse_sentence
+from ldm.visual import (
+    WORD_COLOURS,
+    Cell,
+    Heading,
+    Picture,
+    label_map,
+    overlay,
+    panel,
+    resize,
+    save_png,
+    to_uint8,
+)
+
+logger = logging.getLogger("attend")
+
+PLACES = ("down", "mid", "up")
+#: The longer side of overlays in pixels.
+SHOWN = 512
+
+
+def numbers(text: str) -> list[int]:
+    """A list such as ``16,8``."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers such as 16,8") from None
+
+
+def shares(text: str) -> list[float]:
+    """A list of numbers from 0 to 1, such as ``0.1,0.5``."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = [-1.0]
+    if not all(0 <= value <= 1 for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected shares from 0 to 1 such as 0.1,0.5")
+    return values
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of this script."""
+    parser = argparse.ArgumentParser(description="Show where the words of a sentence look.")
+    add = parser.add_argument
+    # fmt: off
+    add("--image", action="append", default=[], metavar="FILE", help="a picture; repeat for more")
+    add("--sentence", help="what the pictures show, with the learned words: 'a <teddy> on grass'")
+    add("--prompt", help="look at pictures while they are drawn, instead of given ones")
+    add("--words", type=as_words, default=(), metavar="A,B",
+        help="words to look at, learned or plain ones; default: the learned ones")
+    add("--embedding_path", "--embedding-path", action="append", default=[], metavar="FILE",
+        help="learned words; repeat for several files")
+    add("--ckpt_path", "--ckpt", metavar="FILE", help="weights of the model")
+    add("--config", metavar="YAML", help="the model's configuration")
+    add("--outdir", default="outputs/attend", help="where results are written")
+    add("--masks", metavar="FOLDER", help="true masks <picture>-<word>.png, white on black")
+    add("--threshold", type=float, default=0.5, metavar="K",
+        help="share of the highest attention from which a place belongs to a word")
+    add("--resolution", type=numbers, metavar="N,M",
+        help="sizes of the layers' maps to average; default: the model's")
+    add("--places", type=as_words, default=PLACES, metavar="down,mid,up",
+        help="parts of the network to average over")
+    add("--heads", type=numbers, metavar="0,1", help="heads to average over; default: all")
+    add("--shares", type=shares, default=list(SHARES), metavar="0.1,0.5",
+        help="of a picture: noise levels to average over")
+    add("--window", type=shares, default=[0.0, 1.0], metavar="FROM,TO",
+        help="of a drawing: which part of the sampling to average over")
+    add("--size", type=int, help="longer side at which the model sees a picture")
+    add("--n_samples", type=int, default=1, help="pictures to draw")
+    add("--ddim_steps", type=int, default=50, help="sampling steps")
+    add("--scale", type=float, default=5.0, help="guidance; 1 is none")
+    add("--seed", type=int, default=42)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    # fmt: on
+    return parser
+
+
+def check(options: argparse.Namespace) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        ValueError: saying what to give.
+    """
+    if bool(options.image) == bool(options.prompt):
+        raise ValueError(
+            "give either pictures (--image FILE --sentence TEXT) or a --prompt to draw"
+        )
+    if options.image and not options.sentence:
+        raise ValueError('--image needs a --sentence that says what it shows: "a <teddy> on grass"')
+    if not 0 <= options.threshold < 1:
+        raise ValueError(f"--threshold {options.threshold}: give 0 or more and less than 1")
+    if unknown := sorted(set(options.places) - set(PLACES)):
+        raise ValueError(f"--places {','.join(unknown)}: accepted are {', '.join(PLACES)}")
+    if len(options.window) != 2 or options.window[0] >= options.window[1]:
+        raise ValueError(f"--window {options.window}: give two rising shares such as 0.2,0.8")
+    if options.n_samples < 1:
+        raise ValueError(f"--n_samples {options.n_samples}: at least 1 is needed")
+
+
+class ChosenAttention(WordAttention):
+    """Attention of words over chosen parts of the network, heads and steps only."""
+
+    def __init__(
+        self,
+        positions: Positions,
+        resolutions: Collection[int],
+        words: Sequence[str],
+        *,
+        places: Collection[str] = PLACES,
+        heads: Sequence[int] | None = None,
+        steps: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(positions, resolutions, words)
+        self.places, self.heads, self.steps = frozenset(places), heads, steps
+        self.asleep = False
+
+    def begin_step(self, index: int, conditional: slice) -> None:
+        """Listen in the chosen steps, to the conditional rows."""
+        super().begin_step(index, conditional)
+        self.asleep = self.steps is not None and not self.steps[0] <= index < self.steps[1]
+
+    def wants(self, site: AttentionSite) -> bool:
+        """Only chosen places, in chosen steps."""
+        return super().wants(site) and site.place in self.places and not self.asleep
+
+    def observe(
+        self, q: Tensor, k: Tensor, scale: float, site: AttentionSite | None, grid: Grid | None
+    ) -> None:
+        """Add the chosen heads of one layer.
+
+        Raises:
+            ValueError: when a layer of the chosen sizes does not have them.
+        """
+        if self.heads is not None and grid is not None and max(grid) in self.resolutions:
+            if max(self.heads) >= q.shape[1] or min(self.heads) < 0:
+                raise ValueError(
+                    f"--heads {self.heads}: the layers of {grid} pixels have {q.shape[1]} heads, "
+                    "numbered from 0; choose others, or other layers with --resolution"
+                )
+            q, k = q[:, self.heads], k[:, self.heads]
+        super().observe(q, k, scale, site, grid)
+
+
+def make_recorder(model: Any, captions: Sequence[str], options: argparse.Namespace) -> Any:
+    """What listens to the chosen words of `captions`.
+
+    Raises:
+        ValueError: when a word is not in the sentence, or there is no word to look at.
+    """
+    manager = model.embedding_manager
+    tokens = model.cond_stage_model.tokenize(list(captions), manager.words if manager else {})
+    words = list(options.words) or list(tokens.learnable[0])
+    if not words:
+        raise ValueError(
+            f"the sentence {captions[0]!r} has no learned word: load some with --embedding_path, "
+            "or name plain words of it with --words"
+        )
+    positions = named_positions(tokens, captions, words)
+    if absent := [word for word in words if word not in positions[0]]:
+        raise ValueError(f"--words {','.join(absent)}: not in the sentence {captions[0]!r}")
+    steps = len(sampling_plan(model, options.ddim_steps)) if options.prompt else 0
+    return ChosenAttention(
+        positions,
+        options.resolution or model.mask_resolution,
+        words,
+        places=options.places,
+        heads=options.heads,
+        steps=tuple(round(share * steps) for share in options.window) if steps else None,
+    )
+
+
+def plain_text(sentence: str) -> str:
+    """A sentence without its markup: ``a [brown] <teddy:bear>`` is ``a brown <teddy>``."""
+    return str(parse_sentence(sentence).caption) if re.search(r"[<\[]", sentence) else sentence
+
+
+# Looking -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A picture and what each word attends to in it: word -> (m, n)."""
+
+    name: str
+    picture: Picture
+    maps: dict[str, Tensor]
+
+
+def look_at_images(model: Any, sentence: str, options: argparse.Namespace) -> list[Looked]:
+    """The maps of given pictures, noised at several levels."""
+    looked = []
+    longest, multiple = picture_size(model, options.size)
+    context = model.get_learned_conditioning([sentence])
+    for path in map(Path, options.image):
+        image = load_image(path)
+        recorder = make_recorder(model, [sentence], options)
+        latents = encode_images(model, fit_image(image, longest, multiple))
+        record_noised(model, latents, context, recorder, shares=options.shares, seed=options.seed)
+        maps = dict(zip(recorder.words, recorder.maps()[0].cpu(), strict=True))
+        looked.append(Looked(path.stem, np.asarray(image), maps))
+    return looked
+
+
+def look_at_drawing(model: Any, prompt: str, options: argparse.Namespace) -> list[Looked]:
+    """Drawn pictures and the maps of their words, over the steps of their drawing."""
+    sampling = SamplingOptions(
+        steps=options.ddim_steps,
+        scale=options.scale,
+        height=options.size,
+        width=options.size,
+        seed=options.seed,
+    )
+    prompts = [prompt] * options.n_samples
+    recorder = make_recorder(model, prompts, options)
+    with controlling(model.model.diffusion_model, recorder):
+        latents = sample_latents(model, prompts, sampling, on_step=recorder.begin_step)
+    pictures = to_uint8(model.decode_first_stage(latents).clamp(-1, 1))
+    maps = recorder.maps().cpu()
+    return [
+        Looked(f"{i:04d}", picture, dict(zip(recorder.words, maps[i], strict=True)))
+        for i, picture in enumerate(pictures)
+    ]
+
+
+# Results -----------------------------------------------------------------------------------------
+
+
+def compete(maps: Mapping[str, Tensor], size: tuple[int, int], threshold: float) -> np.ndarray:
+    """To which word each pixel belongs: uint8 `size`, 0 for none, else the word's number from 1.
+
+    Maps are divided by their own maximum; the strongest one wins where any is above the threshold.
+    """
+    stack = torch.stack(list(maps.values()))
+    stack = stack / stack.amax((-2, -1), keepdim=True).clamp(min=1e-12)
+    stack = F.interpolate(stack[None], size, mode="bilinear")[0]
+    strongest, which = stack.max(0)
+    return torch.where(strongest > threshold, which + 1, 0).to(torch.uint8).numpy()
+
+
+def describe(mask: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
+    """Box (left, top, right, bottom; the last two behind it), area and overlap of a bool mask."""
+    rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
+    box = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if len(rows) else None
+    return {
+        "box": None if box is None else [int(side) for side in box],
+        "area": int(mask.sum()),
+        "share": round(float(mask.mean()), 6),
+        **({} if truth is None else {"iou": round(iou(mask, truth), 6)}),
+    }
+
+
+def file_names(words: Sequence[str]) -> dict[str, str]:
+    """A part of a file name for each word, none twice."""
+    names: dict[str, str] = {}
+    for number, word in enumerate(words):
+        name = re.sub(r"\W+", "-", word).strip("-") or f"word{number}"
+        names[word] = f"{name}-{number}" if name in names.values() else name
+    return names
+
+
+def read_truths(
+    folder: str | None, looked: Looked, names: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """The true masks of a picture that are in `folder`, bool.
+
+    Raises:
+        ValueError: when there is none, or one is not as large as the picture.
+    """
+    if folder is None:
+        return {}
+    paths = {word: Path(folder) / f"{looked.name}-{name}.png" for word, name in names.items()}
+    truths = {
+        word: np.asarray(load_image(path).convert("L")) > 127
+        for word, path in paths.items()
+        if path.is_file()
+    }
+    if not truths:
+        raise ValueError(
+            f"--masks {folder}: none of {', '.join(path.name for path in paths.values())} is there"
+        )
+    for word, truth in truths.items():
+        if truth.shape != looked.picture.shape[:2]:
+            raise ValueError(
+                f"{paths[word]} is {truth.shape[1]}x{truth.shape[0]} pixels, its picture "
+                f"{looked.picture.shape[1]}x{looked.picture.shape[0]}: they must be equal"
+            )
+    return truths
+
+
+def write(looked: Looked, sentence: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Write everything about one picture; returns what the JSON file says."""
+    out, size = Path(options.outdir), looked.picture.shape[:2]
+    out.mkdir(parents=True, exist_ok=True)
+    names = file_names(list(looked.maps))
+    truths = read_truths(options.masks, looked, names)
+    masks = {
+        word: binary_mask(maps[None], options.threshold, size)[0].numpy()
+        for word, maps in looked.maps.items()
+    }
+    labels = compete(looked.maps, size, options.threshold)
+    note = {"sentence": sentence, "threshold": str(options.threshold)}
+    for word, name in names.items():
+        save_png(out / f"{looked.name}-{name}.png", shown(looked.picture, looked.maps[word]), note)
+        white = masks[word][..., None].repeat(3, -1).astype(np.uint8) * 255
+        save_png(out / f"{looked.name}-{name}-mask.png", white, note)
+    exclusive = [labels == number for number in range(1, len(names) + 1)]
+    save_png(out / f"{looked.name}-labels.png", label_map(exclusive, size), note)
+    save_png(out / f"{looked.name}-panel.png", sheet(looked, exclusive, sentence), note)
+    arrays = {f"map/{word}": maps.numpy() for word, maps in looked.maps.items()}
+    arrays |= {f"mask/{word}": mask for word, mask in masks.items()}
+    with write_atomic(out / f"{looked.name}.npz") as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, labels=labels, **arrays)
+    summary = {
+        "picture": looked.name,
+        "size": {"width": size[1], "height": size[0]},
+        "sentence": sentence,
+        "threshold": options.threshold,
+        "labels": {word: number for number, word in enumerate(names, 1)},
+        "words": {word: describe(mask, truths.get(word)) for word, mask in masks.items()},
+    }
+    with write_atomic(out / f"{looked.name}.json") as temporary:
+        temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    return summary
+
+
+def shown(picture: Picture, maps: Tensor) -> Picture:
+    """A picture of overlay size under the heat of a map."""
+    scale = SHOWN / max(picture.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in picture.shape[:2])
+    return overlay(resize(picture, (height, width)), maps)
+
+
+def sheet(looked: Looked, masks: Sequence[np.ndarray], sentence: str) -> Picture:
+    """The picture, an overlay for each word, and who wins where."""
+    colours = [WORD_COLOURS[k % len(WORD_COLOURS)] for k in range(len(masks))]
+    cells = [Cell(looked.picture)]
+    cells += [Cell(shown(looked.picture, maps)) for maps in looked.maps.values()]
+    cells.append(Cell(label_map(masks, looked.picture.shape[:2])))
+    words = [Heading(word, colour) for word, colour in zip(looked.maps, colours, strict=True)]
+    return panel([cells], [Heading("picture"), *words, Heading("labels")], sentence)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script; the exit code is 0 on success and 1 on an error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = build_parser().parse_args(arguments)
+    try:
+        check(options)
+        sentence = plain_text(options.prompt or options.sentence)
+        model = load_model(options.ckpt_path, options.config, device=options.device)
+        known = load_words(model, options.embedding_path) if options.embedding_path else []
+        check_prompts([sentence], known)
+        look = look_at_drawing if options.prompt else look_at_images
+        for looked in look(model, sentence, options):
+            for word, found in write(looked, sentence, options)["words"].items():
+                overlap = f", IoU {found['iou']:.2f}" if "iou" in found else ""
+                share, box = 100 * found["share"], found["box"]
+                logger.info("%s %s: %.1f %%, box %s%s", looked.name, word, share, box, overlap)
+    except (ValueError, OSError) as error:
+        logger.error("error: %s", error)
+        return 1
+    logger.info("results in %s", options.outdir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,216 @@
+"""Change a picture by changing its prompt: drawn ones, and your own.
+
+    python scripts/edit.py --prompt "a cat on a chair" --target "a dog on a chair"
+    python scripts/edit.py --embedding_path FILE --prompt "a <teddy> on a <board>" \\
+        --replace "<teddy>=a cat"
+    python scripts/edit.py --image photo.jpg --prompt "a cat on a chair" --replace "cat=a dog"
+
+A replaced word needs no mask: what it looks at says where the picture may change.
+"""
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.data.images import load_image
+from ldm.editing import EditOptions, Inversion, ddim_inversion, edit, null_text_inversion
+from ldm.editing import replace_word as replaced
+from ldm.editing.edit import METHODS, Edited
+from ldm.editing.inversion import encode_images, fit_image, picture_size
+from ldm.inference import SamplingOptions, check_prompts, latent_shape, load_model, load_words
+from ldm.prompts.sentence import as_words
+from ldm.visual import Cell, outline, panel, save_png, to_uint8
+
+logger = logging.getLogger("edit")
+
+
+def window(text: str) -> float | tuple[float, ...]:
+    """A share of the sampling such as ``0.8``, or from when until when such as ``0.2,0.8``."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 0.8, or 0.2,0.8") from None
+    return values[0] if len(values) == 1 else values
+
+
+def numbers(text: str) -> list[int]:
+    """A list such as ``16,8``."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers such as 16,8") from None
+
+
+def assignment(text: str) -> tuple[str, str]:
+    """``word=value``; a word in angle brackets may have an equals sign inside."""
+    match = re.fullmatch(r"\s*(<[^<>]+>|[^=]+?)\s*=\s*(.+?)\s*", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected word=value, such as '<teddy>=a cat'")
+    return match[1], match[2]
+
+
+def weight(text: str) -> tuple[str, float]:
+    """``word=factor``."""
+    word, value = assignment(text)
+    try:
+        return word, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: {value!r} is not a number") from None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of this script."""
+    parser = argparse.ArgumentParser(description="Change a picture by changing its prompt.")
+    add = parser.add_argument
+    # fmt: off
+    add("--prompt", required=True, help="what the source shows")
+    add("--target", help="what the changed picture shows")
+    add("--replace", action="append", type=assignment, default=[], metavar="WORD=TEXT",
+        help="instead of a target: put a text in the place of a word; repeat for several")
+    add("--reweight", action="append", type=weight, default=[], metavar="WORD=FACTOR",
+        help="attend more (above 1) or less to a word of the target; repeat for several")
+    add("--image", metavar="FILE", help="change this picture instead of a drawn one")
+    add("--inversion", choices=("null", "ddim"), default="null",
+        help="how the noise of a given picture is found: fitted to guidance, or without")
+    add("--embedding_path", "--embedding-path", action="append", default=[], metavar="FILE",
+        help="learned words; repeat for several files")
+    add("--ckpt_path", "--ckpt", metavar="FILE", help="weights of the model")
+    add("--config", metavar="YAML", help="the model's configuration")
+    add("--outdir", default="outputs/edit", help="where pictures are written")
+    add("--steps", type=int, default=50, help="sampling steps")
+    add("--scale", type=float, default=5.0, help="guidance; 1 is none")
+    add("--seed", type=int, default=42)
+    add("--n_samples", type=int, default=1, help="pictures to draw and change")
+    add("--method", choices=METHODS, default="auto",
+        help="how words take over attention: one by one, or as far as the prompts agree")
+    add("--cross", type=window, default=0.8, help="share of the sampling to hold where words look")
+    add("--self", dest="self_attention", type=window, default=0.4,
+        help="share of the sampling to hold the layout")
+    add("--blend", action=argparse.BooleanOptionalAction, default=None,
+        help="keep the source where the changed words do not look; default: with --replace")
+    add("--blend_words", type=as_words, default=(), metavar="A,B",
+        help="take the masks of these words")
+    add("--threshold", type=float, default=0.3, help="of the highest attention, for the mask")
+    add("--resolution", type=numbers, metavar="N,M", help="sizes of the maps for the mask")
+    add("--size", type=int, help="longer side of the picture in pixels; default: the model's")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    # fmt: on
+    return parser
+
+
+def make_target(options: argparse.Namespace) -> str:
+    """The target prompt of a command line.
+
+    Raises:
+        ValueError: when nothing is to be changed, or in two ways at once.
+    """
+    if options.target is not None and options.replace:
+        raise ValueError("give either --target or --replace: both say what the result shows")
+    if options.target is None and not options.replace and not options.reweight:
+        raise ValueError(
+            'nothing to change: give --target "a photo of ...", --replace "word=text" or '
+            "--reweight word=2"
+        )
+    target = options.prompt if options.target is None else options.target
+    for word, text in options.replace:
+        target = replaced(target, word, text)
+    return target
+
+
+def invert(model: Any, options: argparse.Namespace) -> Inversion:
+    """The noise of the given picture."""
+    image = fit_image(load_image(options.image), *picture_size(model, options.size))
+    latents = encode_images(model, image)
+    if options.inversion == "ddim" or options.scale == 1.0:
+        return ddim_inversion(model, latents, [options.prompt], options.steps, progress=True)
+    return null_text_inversion(
+        model, latents, [options.prompt], options.steps, options.scale, progress=True
+    )
+
+
+def change(model: Any, target: str, options: argparse.Namespace) -> Edited:
+    """Draw, or invert, and edit."""
+    chosen = EditOptions(
+        steps=options.steps,
+        scale=options.scale,
+        method=options.method,
+        cross=options.cross,
+        self_attention=options.self_attention,
+        reweight=dict(options.reweight),
+        blend=bool(options.replace) if options.blend is None else options.blend,
+        blend_words=options.blend_words,
+        threshold=options.threshold,
+        resolutions=options.resolution,
+    )
+    if options.image:
+        inversion = invert(model, options)
+        return edit(model, options.prompt, target, chosen, inversion=inversion, progress=True)
+    size = {"height": options.size, "width": options.size}
+    shape = latent_shape(model, SamplingOptions(steps=options.steps, **size))
+    seeds = range(options.seed, options.seed + options.n_samples)
+    # The noise of a seed is that of txt2img.py, so the source is the picture known from there.
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    prompts = [options.prompt] * len(noise), [target] * len(noise)
+    return edit(model, *prompts, chosen, x_T=torch.stack(noise), progress=True)
+
+
+def write(done: Edited, target: str, options: argparse.Namespace) -> list[Path]:
+    """Write sources, results, masks and a panel of all; returns the files."""
+    out = Path(options.outdir)
+    out.mkdir(parents=True, exist_ok=True)
+    note = {
+        "prompt": options.prompt,
+        "target": target,
+        "seed": str(options.seed),
+        "steps": str(options.steps),
+        "scale": str(options.scale),
+        "words": ", ".join(Path(path).name for path in options.embedding_path),
+        "model": Path(options.ckpt_path).name if options.ckpt_path else "playroom",
+    }
+    rows, written = [], []
+    name = Path(options.image).stem if options.image else ""
+    for i, (before, after) in enumerate(
+        zip(to_uint8(done.source), to_uint8(done.edited), strict=True)
+    ):
+        stem = name or f"{options.seed + i:04d}"
+        pictures = {"source": before, "edited": after}
+        if done.mask is not None:
+            inside = done.mask[i, 0].float().cpu().numpy()
+            pictures["mask"] = outline(before, inside, width=1)
+        for kind, picture in pictures.items():
+            written.append(out / f"{stem}-{kind}.png")
+            save_png(written[-1], picture, note)
+        rows.append([Cell(picture) for picture in pictures.values()])
+        headings = list(pictures)
+    written.append(out / f"{name or 'edit'}-panel.png")
+    save_png(written[-1], panel(rows, headings, f"{options.prompt}  ->  {target}"), note)
+    return written
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script; the exit code is 0 on success and 1 on an error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = build_parser().parse_args(arguments)
+    try:
+        if options.n_samples < 1:
+            raise ValueError(f"--n_samples {options.n_samples}: at least 1 is needed")
+        target = make_target(options)
+        model = load_model(options.ckpt_path, options.config, device=options.device)
+        known = load_words(model, options.embedding_path) if options.embedding_path else []
+        check_prompts([options.prompt, target], known)
+        written = write(change(model, target, options), target, options)
+    except (ValueError, OSError) as error:
+        logger.error("error: %s", error)
+        return 1
+    logger.info("%d files in %s", len(written), options.outdir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
