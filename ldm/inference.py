@@ -18,7 +18,8 @@ from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.modules.embedding_manager import EmbeddingManager
-from ldm.prompts.sentence import LearnableWord
+from ldm.prompts.sentence import RANDOM, LearnableWord
+from ldm.training.config import put_backbone_under, read_yaml
 from ldm.util import freeze, instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -78,18 +79,17 @@ def read_model_config(path: str | Path) -> DictConfig:
     """The ``model`` part of a configuration file; of a backbone file, its model.
 
     Raises:
-        ValueError: when the file describes no model.
+        ValueError: when there is no such file, or it is no YAML, or it describes no model.
     """
     path = rooted(path)
-    if not path.is_file():
-        raise ValueError(f"configuration file {path} does not exist")
-    config = OmegaConf.load(path)
-    if "model" in config:
-        return config.model
-    if "backbone" in config and not isinstance(config.backbone, str):
-        target = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion"}
-        return OmegaConf.merge(target, config.backbone.model)
-    raise ValueError(f"{path} describes no model: expected a top-level key 'model' or 'backbone'")
+    config = put_backbone_under(read_yaml(path))
+    if "model" not in config:
+        raise ValueError(
+            f"{path} describes no model: expected a top-level key 'model' or 'backbone'"
+        )
+    if "target" not in config.model:
+        config.model.target = "ldm.models.diffusion.ddpm.LatentDiffusion"
+    return config.model
 
 
 def load_model(
@@ -130,13 +130,20 @@ def load_model_from_config(
     source: str | Path | None = None,
     device: str | torch.device = "cpu",
 ) -> Any:
-    """Build the model of a configuration and fill it from a checkpoint or its state."""
+    """Build the model of a configuration and fill it from a checkpoint or its state.
+
+    Raises:
+        ValueError: when the weights are of another architecture, or the class takes no such params.
+    """
     if not isinstance(state, Mapping):
         source, state = state, read_state_dict(rooted(state))
     described = OmegaConf.to_container(config.get("model", config), resolve=True)
     described["params"].pop("personalization_config", None)
     described["params"].pop("ckpt_path", None)
-    model = instantiate_from_config(described)
+    try:
+        model = instantiate_from_config(described)
+    except TypeError as error:
+        raise ValueError(f"model.params do not fit {described['target']}: {error}") from error
     load_with_report(model, state, source=source or "the checkpoint")
     return freeze(model).to(device)
 
@@ -165,7 +172,7 @@ def load_words(model: Any, paths: Sequence[str | Path]) -> list[str]:
                     + (f"; it was learned for a model of {needs}" if needs else "")
                 )
             vectors[word], origin[word] = value, str(path)
-    words = [LearnableWord(word, vectors=len(value)) for word, value in vectors.items()]
+    words = [LearnableWord(word, RANDOM, len(value)) for word, value in vectors.items()]
     manager = EmbeddingManager(encoder, words=words)
     for word, value in vectors.items():
         manager.string_to_param_dict[word].data.copy_(value)

@@ -1,7 +1,8 @@
 """Read the recorded figures under ``tests/goldens`` and compare with them.
 
-A golden is a pair ``<name>.safetensors`` (inputs and expected outputs) and ``<name>.yaml`` (configuration and tolerance). Weights
-are not stored: :func:`fill` makes them from parameter names, so that two implementations with equal names have equal weights.
+A golden is a pair ``<name>.safetensors`` (inputs and expected outputs) and ``<name>.yaml``
+(configuration and tolerance). Weights are not stored: :func:`fill` makes them from parameter names,
+so that two implementations with equal names have equal weights.
 """
 
 import gzip

@@ -1,10 +1,12 @@
 """The command line of ``main.py``: the flags people already have, spelt right as well."""
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from ldm.training.errors import UserError
 
@@ -15,6 +17,16 @@ MCPL_WORD_LISTS = {
     "softmax_words": ("--pseudo_words_softmax", "--presudo_words_softmax"),
     "contrast_words": ("--pseudo_words_infonce", "--presudo_words_infonce"),
     "bound_adjectives": ("--adj_aug_infonce",),
+}
+
+#: A configuration override: a dotted name, an equals sign, a value.
+OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
+WORD_LIST_HELP = {
+    "pseudo_words": "words of the sentence to learn",
+    "attn_words": "words whose attention makes the mask (AttnMask)",
+    "softmax_words": "words of the released masks' second softmax (reference_quirks only)",
+    "contrast_words": "words told apart by PromptCL",
+    "bound_adjectives": "adjectives bound to the words after them (Bind adj.)",
 }
 
 
@@ -41,10 +53,19 @@ class Options:
     overrides: list[str]
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one message, like those about any other input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError with `message`."""
+        raise UserError(f"{message}; see --help")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``main.py``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py",
+        allow_abbrev=False,
         description="Learn new words for a frozen text-to-image model, or train a model.",
         epilog="Arguments such as model.params.seed=1 override the configuration; "
         "--max_steps 100 and other arguments of Lightning's Trainer are passed on.",
@@ -77,7 +98,7 @@ def _run_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("-s", "--seed", type=int, default=None, help="seed of everything random")
     group.add_argument("-d", "--debug", type=flag, nargs="?", const=True, default=False,
                        help="full traceback on errors")  # fmt: skip
-    group.add_argument("--scale_lr", type=flag, nargs="?", const=True, default=True,
+    group.add_argument("--scale_lr", type=flag, nargs="?", const=True, default=None,
                        help="learning rate = base x devices x batch x accumulation")  # fmt: skip
     group.add_argument("--datadir_in_name", type=flag, nargs="?", const=True, default=True,
                        help="put the data folder's name into the run's name")  # fmt: skip
@@ -92,7 +113,8 @@ def _concept_arguments(group: argparse._ArgumentGroup) -> None:
         help='annotated sentence: "a [brown] <teddy:bear> on a [rolling] <board:skateboard>"',
     )  # fmt: skip
     group.add_argument("--strategy", choices=("one", "all"), default=None,
-                       help="learn the marked words, or every word of the sentence")  # fmt: skip
+                       help="learn the marked words, or every word of the sentence "
+                       "(the Trainer's own: lightning.trainer.strategy=ddp)")  # fmt: skip
     group.add_argument("--init_word", default=None, help="word the first learned word starts from")
     group.add_argument("--embedding_manager_ckpt", default="",
                        help="learned words to continue from")  # fmt: skip
@@ -102,11 +124,14 @@ def _released_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--placeholder_string", default=None,
                        help="the sentence, e.g. 'green * and orange @'")  # fmt: skip
     for name, spellings in MCPL_WORD_LISTS.items():
-        group.add_argument(*spellings, dest=name, type=word_list, default=None,
-                           help="comma-separated words")  # fmt: skip
-    group.add_argument("--infonce_temperature", type=float, default=None)
-    group.add_argument("--infonce_scale", type=float, default=None)
-    group.add_argument("--attn_mask_type", choices=("hard", "soft", "skip"), default=None)
+        group.add_argument(*spellings, dest=name, type=word_list, default=None, metavar="WORDS",
+                           help=f"{WORD_LIST_HELP[name]}, separated by commas")  # fmt: skip
+    group.add_argument("--infonce_temperature", type=float, default=None, metavar="TAU",
+                       help="temperature of PromptCL")  # fmt: skip
+    group.add_argument("--infonce_scale", type=float, default=None, metavar="GAMMA",
+                       help="weight of PromptCL")  # fmt: skip
+    group.add_argument("--attn_mask_type", choices=("hard", "soft", "skip"), default=None,
+                       help="AttnMask: a hard or a soft mask, or none")  # fmt: skip
 
 
 def parse(arguments: Sequence[str] | None = None) -> Options:
@@ -116,21 +141,26 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
         UserError: for an argument that is neither a flag, a trainer argument nor an override.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Taken out first, so that no flag with an optional value ("-t", "--base") swallows them.
+    overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
+    arguments = [argument for argument in arguments if not OVERRIDE.match(argument)]
     flags, unknown = build_parser().parse_known_args(arguments)
     if flags.project is not None:
         flags.logdir = flags.project
-    # "--base a.yaml b.yaml key=value": what has an equals sign is no file.
-    overrides = [entry for entry in flags.base if "=" in entry and not Path(entry).is_file()]
+    # "--base a.yaml seed=1": what has an equals sign is no file.
+    overrides += [entry for entry in flags.base if "=" in entry and not Path(entry).is_file()]
     flags.base = [entry for entry in flags.base if entry not in overrides]
     trainer = {}
     known = trainer_arguments() if unknown else frozenset()
-    remaining = iter(unknown)
-    for argument in remaining:
+    remaining = list(unknown)
+    while remaining:
+        argument = remaining.pop(0)
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             if name not in known:
                 raise UserError(f"unknown argument {argument!r}{_nearest(name, known)}")
-            trainer[name] = value if equals else next(remaining, "true")
+            switch = not remaining or remaining[0].startswith("--")
+            trainer[name] = value if equals else "true" if switch else remaining.pop(0)
         elif "=" in argument and not argument.startswith("-"):
             overrides.append(argument)
         else:

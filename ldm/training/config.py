@@ -19,6 +19,8 @@ BACKBONES = Path(__file__).resolve().parents[2] / "configs" / "backbones"
 
 #: How a drawn set is named where a folder is expected, and the dataset it stands for.
 DRAWN, CONCEPT_SET = "playroom:", "ldm.data.playroom.PlayroomConcepts"
+#: What else a drawn set's configuration says, and keeps when the pictures are others.
+KEPT_OPTIONS = ("size", "seed", "flip_p", "sentence", "own_sentences", "subject_separation")
 
 MCPL_TARGET = "ldm.models.diffusion.mcpl.MCPL"
 
@@ -54,15 +56,29 @@ def merge_files(paths: Sequence[str | Path]) -> DictConfig:
     return merged
 
 
+def read_backbone(name: str) -> DictConfig:
+    """The backbone that is called `name`, or that the file `name` describes.
+
+    Raises:
+        UserError: when there is none.
+    """
+    known = sorted(path.stem for path in BACKBONES.glob("*.yaml"))
+    path = BACKBONES / f"{name}.yaml" if name in known else Path(name)
+    if not path.is_file():
+        raise UserError(f"backbone {name!r} is no file, and none of {', '.join(known)}")
+    backbone = read_yaml(path).get("backbone")
+    if not isinstance(backbone, DictConfig):
+        raise UserError(f"{path} describes no backbone: expected a mapping 'backbone: ...'")
+    return backbone
+
+
 def put_backbone_under(config: DictConfig) -> DictConfig:
     """Lay the backbone's model under the method's: the method's own values win."""
     backbone = config.get("backbone")
     if backbone is None:
         return config
     if isinstance(backbone, str):
-        named = BACKBONES / f"{backbone}.yaml"
-        backbone = read_yaml(named if named.is_file() else backbone).backbone
-        config.backbone = backbone
+        config.backbone = backbone = read_backbone(backbone)
     under = OmegaConf.create({"model": backbone.get("model", {}), "data": backbone.get("data", {})})
     return OmegaConf.merge(under, config)
 
@@ -80,8 +96,13 @@ def load_config(options: Options) -> DictConfig:
         overrides = OmegaConf.from_dotlist(options.overrides)
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"bad override among {options.overrides}: {error}") from error
-    config = put_backbone_under(OmegaConf.merge(merge_files(flags.base), overrides))
-    config = OmegaConf.merge(config, overrides)
+    config = merge_files(flags.base)
+    # A backbone is taken in before the overrides, which may be about what is in it.
+    if isinstance(overrides.get("backbone"), str):
+        config.backbone = overrides.pop("backbone")
+    if isinstance(config.get("backbone"), str):
+        config.backbone = read_backbone(config.backbone)
+    config = put_backbone_under(OmegaConf.merge(config, overrides))
     if "model" not in config or "target" not in config.model:
         raise UserError(f"no 'model' with a 'target' in {', '.join(map(str, flags.base))}")
     _apply_concept_flags(config, flags)
@@ -94,6 +115,10 @@ def _apply_run_flags(config: DictConfig, options: Options) -> None:
     if flags.seed is not None:
         config.seed = flags.seed
     config.setdefault("seed", 23)
+    if flags.scale_lr is not None:
+        config.scale_lr = flags.scale_lr
+    if flags.gpus is not None:
+        OmegaConf.update(config, "lightning.trainer.gpus", flags.gpus, force_add=True)
     if flags.actual_resume:
         config.weights = flags.actual_resume
     if flags.batch_size is not None:
@@ -114,7 +139,7 @@ def point_at(dataset: DictConfig, data_root: str) -> DictConfig:
     params = dict(dataset.params)
     drawn = data_root.startswith(DRAWN)
     if drawn or dataset.target == CONCEPT_SET:
-        kept = {key: params[key] for key in ("size", "seed", "flip_p") if key in params}
+        kept = {key: params[key] for key in KEPT_OPTIONS if key in params}
         target = CONCEPT_SET if drawn else "ldm.data.personalized.PersonalizedBase"
         name = {"name": data_root.removeprefix(DRAWN)} if drawn else {"data_root": data_root}
         return OmegaConf.create({"target": target, "params": {**kept, **name}})
@@ -123,19 +148,11 @@ def point_at(dataset: DictConfig, data_root: str) -> DictConfig:
 
 def _apply_concept_flags(config: DictConfig, flags: Any) -> None:
     """Write the words to learn under ``concept``, and MCPL's terms under ``model.params``."""
+    _refuse_contradictions(config, flags)
     concept: dict[str, Any] = {}
     if flags.sentence is not None:
         concept = {"sentence": flags.sentence, "strategy": flags.strategy or "one"}
     elif flags.placeholder_string is not None or flags.init_word is not None:
-        if (
-            flags.init_word is not None
-            and flags.placeholder_string is None
-            and config.get("concept")
-        ):
-            raise UserError(
-                "--init_word belongs to --placeholder_string; in a sentence write the start after "
-                "a colon: --sentence 'a <name:init word>'"
-            )
         sentence = flags.placeholder_string or "*"
         concept = {
             "placeholder_string": sentence,
@@ -148,8 +165,8 @@ def _apply_concept_flags(config: DictConfig, flags: Any) -> None:
                 f"--placeholder_string {sentence!r} is a sentence: say which words to learn, "
                 "for example --pseudo_words '*,@'"
             )
-    elif flags.strategy is not None and config.get("concept"):
-        config.concept.strategy = flags.strategy
+    elif flags.strategy is not None:
+        OmegaConf.update(config, "concept.strategy", flags.strategy, force_add=True)
     if concept:
         config.concept = concept
     if flags.embedding_manager_ckpt:
@@ -157,19 +174,49 @@ def _apply_concept_flags(config: DictConfig, flags: Any) -> None:
     _apply_terms(config, flags)
 
 
+def _refuse_contradictions(config: DictConfig, flags: Any) -> None:
+    """Refuse flags that say the words to learn in two ways, or belong to one that is not given."""
+    given = flags.placeholder_string is not None
+    if flags.sentence is not None and given:
+        raise UserError("--sentence and --placeholder_string say the same thing: give one of them")
+    in_sentence = flags.sentence is not None or (config.get("concept") or {}).get("sentence")
+    if flags.init_word is not None and not given and in_sentence:
+        raise UserError(
+            "--init_word belongs to --placeholder_string; in a sentence write the start after "
+            "a colon: --sentence 'a <name:init word>'"
+        )
+    if flags.pseudo_words and not given:
+        raise UserError(
+            f"--pseudo_words {','.join(flags.pseudo_words)!r} names words of "
+            "--placeholder_string, which is not given"
+        )
+
+
 def _apply_terms(config: DictConfig, flags: Any) -> None:
     """The released regularisation flags, as parameters of the MCPL module."""
     params: dict[str, Any] = {}
+    known = config.model.get("params") or {}
+    mask = known.get("mask") or {}
+    kind = flags.attn_mask_type or mask.get("kind") or "hard"
+    if flags.attn_words and (mask or kind != "skip"):
+        params["mask"] = {"kind": kind, "words": flags.attn_words}
+    elif flags.attn_mask_type and mask:
+        params["mask"] = {"kind": kind}
     if flags.contrast_words:
-        with_mask = flags.attn_mask_type != "skip"
+        with_mask = kind != "skip" and bool(mask or flags.attn_words)
+        given = known.get("contrast") or {}
         params["contrast"] = {
             "words": flags.contrast_words,
-            "temperature": _or(flags.infonce_temperature, 0.3 if with_mask else 0.2),
-            "weight": _or(flags.infonce_scale, 0.00075 if with_mask else 0.0005),
-            "bind_adjectives": bool(flags.bound_adjectives),
+            "temperature": _first(
+                flags.infonce_temperature, given.get("temperature"), 0.3 if with_mask else 0.2
+            ),
+            "weight": _first(
+                flags.infonce_scale, given.get("weight"), 0.00075 if with_mask else 0.0005
+            ),
+            "bind_adjectives": bool(flags.bound_adjectives or flags.sentence),
         }
-    if flags.attn_words and flags.attn_mask_type != "skip":
-        params["mask"] = {"kind": flags.attn_mask_type or "hard", "words": flags.attn_words}
+        if known.get("reference_quirks") and "RELATE" in (flags.placeholder_string or ""):
+            params["contrast"]["relate"] = True
     if flags.softmax_words:
         logger.info(
             "--pseudo_words_softmax belongs to the released masks, which it turns into all ones; "
@@ -182,5 +229,6 @@ def _apply_terms(config: DictConfig, flags: Any) -> None:
             OmegaConf.update(config, f"model.params.{name}", value, force_add=True)
 
 
-def _or(value: float | None, fallback: float) -> float:
-    return fallback if value is None else value
+def _first(*values: float | None) -> float:
+    """The first of `values` that is given."""
+    return next(value for value in values if value is not None)

@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections.abc import Sequence
 
+from omegaconf.errors import OmegaConfBaseException
+
 from ldm.training.cli import Options, parse
 from ldm.training.errors import UserError
 
@@ -17,6 +19,8 @@ def quiet() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for name in ("pytorch_lightning", "lightning", "fsspec", "PIL", "matplotlib", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        logging.getLogger().setLevel(logging.WARNING)  # the first process says it for all
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -29,7 +33,7 @@ def run(options: Options) -> None:
 
     options = resumed_options(options)
     config = load_config(options)
-    if options.flags.train is False or "data" not in config:
+    if options.flags.train is False or config.get("data") is None:
         raise UserError(
             "nothing to do: this configuration has no data, or --train false was given. To sample, "
             "use scripts/txt2img.py"
@@ -43,17 +47,19 @@ def run(options: Options) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run ``main.py``; the exit code is 0 on success, 1 on an error, 130 when interrupted."""
     quiet()
-    debug = "-d" in (arguments or sys.argv) or "--debug" in (arguments or sys.argv)
+    debug = False
     try:
-        run(parse(arguments))
-    except KeyboardInterrupt:
-        logger.error("interrupted; continue with --resume and the run's folder")
+        options = parse(arguments)
+        debug = options.flags.debug
+        run(options)
+    except KeyboardInterrupt as stop:
+        logger.error("interrupted%s", f"; {stop}" if str(stop) else "")
         return 130
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, OmegaConfBaseException) as error:
         if debug:
             raise
         logger.error("error: %s", error)
-        if not isinstance(error, (UserError, ValueError, OSError, ImportError)):
+        if isinstance(error, RuntimeError):
             logger.error("(run again with --debug for the full traceback)")
         return 1
     return 0

@@ -17,6 +17,8 @@ def resumed_options(options: Options) -> Options:
     if not flags.resume:
         return options
     given = Path(flags.resume)
+    if not given.exists():
+        raise UserError(f"--resume {given}: no such run folder or checkpoint")
     root = given.resolve().parents[1] if given.is_file() else given
     newest = [
         sorted((root / "configs").glob(f"*-{kind}.yaml"))[-1:] for kind in ("project", "lightning")

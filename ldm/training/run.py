@@ -1,24 +1,26 @@
 """One training run: model and weights, data and words, trainer, and what is left at the end."""
 
-import datetime
 import logging
 import os
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm.checkpoint import load_with_report, read_state_dict
+from ldm.inference import rooted
 from ldm.prompts.sentence import Sentence, apply_strategy, parse_released, parse_sentence
 from ldm.training.cli import Options
+from ldm.training.clock import seconds_running
 from ldm.training.errors import UserError
-from ldm.training.summary import Summary, log_table
+from ldm.training.folder import RunFolder, run_folder
+from ldm.training.summary import Pictures, Summary, log_table
 from ldm.training.trainer import build_trainer
-from ldm.training.words import learn_words
+from ldm.training.words import check_words, learn_words
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -27,84 +29,18 @@ logger = logging.getLogger(__name__)
 CORE_PREFIXES = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
 
 
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run writes: ``logs/<time>_<name>/{configs,checkpoints,images}``."""
-
-    root: Path
-    resumed_from: Path | None = None
-
-    @property
-    def checkpoints(self) -> Path:
-        """Embeddings and ``last.ckpt``."""
-        return self.root / "checkpoints"
-
-    @property
-    def configs(self) -> Path:
-        """The configurations the run was started with."""
-        return self.root / "configs"
-
-    @property
-    def images(self) -> Path:
-        """Pictures."""
-        return self.root / "images"
-
-
-def open_run_folder(flags: Any) -> RunFolder:
-    """The folder of a new run, or of the one to resume.
-
-    Raises:
-        UserError: when the folder cannot be written, or there is nothing to resume.
-    """
-    if flags.resume:
-        return _resumed(Path(flags.resume))
-    name = flags.name or (Path(flags.base[0]).stem if flags.base else "run")
-    now = datetime.datetime.now().strftime("%Y-%m-%dT%H-%M-%S")
-    if flags.datadir_in_name and flags.data_root:
-        now = Path(flags.data_root.removeprefix("playroom:")).name + now
-    root = Path(flags.logdir) / f"{now}_{name}{flags.postfix}"
-    try:
-        for suffix in ("", *(f"-{i}" for i in range(1, 1000))):
-            candidate = root.with_name(root.name + suffix)
-            if not candidate.exists():
-                (candidate / "checkpoints").mkdir(parents=True)
-                return RunFolder(candidate)
-    except OSError as error:
-        raise UserError(
-            f"cannot write to the log folder {flags.logdir!r}: {error.strerror or error}. "
-            "Choose another with --logdir"
-        ) from error
-    raise UserError(f"too many runs named {root.name} in {flags.logdir}")
-
-
-def _resumed(given: Path) -> RunFolder:
-    if not given.exists():
-        raise UserError(f"--resume {given}: no such run folder or checkpoint")
-    if given.is_file():
-        return RunFolder(given.resolve().parents[1], given)
-    last = given / "checkpoints" / "last.ckpt"
-    if not last.is_file():
-        raise UserError(
-            f"--resume {given}: this run has no checkpoints/last.ckpt yet, so there is nothing to "
-            "continue; start it again without --resume"
-        )
-    return RunFolder(given, last)
-
-
 def concept_sentence(config: DictConfig) -> Sentence | None:
     """The sentence with the words to learn that a configuration describes, or ``None``.
 
     Without a part ``concept``, the placeholder of a public ``personalization_config`` is the
     sentence.
     """
-    concept = config.get("concept")
-    if not concept:
-        return _public_placeholder(config)
+    concept = config.get("concept") or {}
     if concept.get("sentence") is not None:
         sentence = parse_sentence(concept.sentence)
         return apply_strategy(sentence, concept.get("strategy", "one"))
     if concept.get("placeholder_string") is None:
-        return None
+        return _public_placeholder(config)
     return parse_released(
         concept.placeholder_string,
         list(concept.pseudo_words),
@@ -126,72 +62,114 @@ def build_model(config: DictConfig) -> pl.LightningModule:
     """The model with its weights.
 
     Raises:
-        ValueError: when the weights are of another architecture.
+        ValueError: when the weights are of another architecture, or the class takes no such params.
     """
-    model = instantiate_from_config(OmegaConf.to_container(config.model, resolve=True))
+    with _telling("model", config.model.target):
+        model = instantiate_from_config(OmegaConf.to_container(config.model, resolve=True))
     model.seed = config.seed
-    weights = config.get("weights", OmegaConf.select(config, "backbone.weights"))
+    weights = given_weights(config)
     if weights:
-        state = read_state_dict(find_weights(weights))
-        load_with_report(model, state, core=CORE_PREFIXES)
+        path = rooted(weights)
+        load_with_report(model, read_state_dict(path), core=CORE_PREFIXES, source=path)
     return model
 
 
-def find_weights(path: str) -> Path:
-    """A weights file, looked for from the current folder and from the project's root."""
-    given = Path(path).expanduser()
-    rooted = Path(__file__).resolve().parents[2] / path
-    return given if given.exists() or not rooted.exists() else rooted
+def given_weights(config: DictConfig) -> str | None:
+    """The file that the model's weights come from: as given, else the backbone's."""
+    return config.get("weights", OmegaConf.select(config, "backbone.weights"))
 
 
 def build_data(config: DictConfig, sentence: Sentence | None) -> pl.LightningDataModule:
-    """The data module; its training set says the sentences, if it is for learning words."""
+    """The data module; its training set says the sentences, if it is for learning words.
+
+    Raises:
+        ValueError: for bad pictures or sentences, or when a class takes no such params.
+    """
     data = OmegaConf.to_container(config.data, resolve=True)
+    strategy = OmegaConf.select(config, "concept.strategy")
     for part in ("train", "validation"):
-        params = (data["params"].get(part) or {}).get("params")
-        if params is not None and sentence is not None:
+        entry = data["params"].get(part) or {}
+        params = entry.get("params")
+        if params is None:
+            continue
+        if sentence is not None:
             params.pop("placeholder_token", None)
             params["sentence"] = sentence
-        if params is not None and data["params"][part]["target"].startswith("ldm.data."):
+        if strategy is not None:
+            params["strategy"] = strategy
+        if entry["target"].startswith("ldm.data."):
             params.setdefault("seed", config.seed)
-    module = instantiate_from_config(data)
-    module.prepare_data()
-    module.setup()
+    with _telling("data", config.data.target):
+        module = instantiate_from_config(data)
+        module.prepare_data()
+        module.setup()
     return module
 
 
-def scale_learning_rate(model: Any, config: DictConfig, trainer: pl.Trainer, scale: bool) -> None:
-    """Set the learning rate: base x accumulation x devices x batch size, if `scale`."""
+@contextmanager
+def _telling(part: str, target: str) -> Iterator[None]:
+    """Turn a constructor's refusal of its arguments into a message on the configuration."""
+    try:
+        yield
+    except TypeError as error:
+        raise UserError(
+            f"{part}.params do not fit {target}: {error} (the full traceback: --debug)"
+        ) from error
+
+
+def scale_learning_rate(model: Any, config: DictConfig, trainer: pl.Trainer) -> None:
+    """Set the learning rate: base x accumulation x devices x batch, or base without scale_lr."""
     base = config.model.base_learning_rate
     batch, accumulate = config.data.params.batch_size, trainer.accumulate_grad_batches
-    factor = accumulate * trainer.num_devices * trainer.num_nodes * batch if scale else 1
+    factor = accumulate * trainer.num_devices * trainer.num_nodes * batch
+    factor = factor if config.get("scale_lr", True) else 1
     model.learning_rate = base * factor
     logger.info("learning rate %.3g = %d x %.3g", model.learning_rate, factor, base)
 
 
 def train(config: DictConfig, options: Options) -> RunFolder:
     """Carry out a run from its configuration; returns its folder."""
-    started, flags = time.monotonic(), options.flags
     limit_threads()
     pl.seed_everything(config.seed, workers=True, verbose=False)
     sentence = concept_sentence(config)
     data = build_data(config, sentence)
-    model = build_model(config)
-    words = learn_words(model, data, config)
-    if config.get("channels_last"):
-        model.to(memory_format=torch.channels_last)
-    folder = open_run_folder(flags)
-    trainer = build_trainer(config, folder, learns_words=words is not None)
-    scale_learning_rate(model, config, trainer, scale=config.get("scale_lr", flags.scale_lr))
-    summary = None if words is None else Summary(model, data.datasets["train"])
-    logger.info("first step after %.1f s", time.monotonic() - started)
-    trainer.fit(model, datamodule=data, ckpt_path=folder.resumed_from, weights_only=False)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if summary is not None and trainer.is_global_zero:
-        seconds = time.monotonic() - started
-        log_table(summary.write(folder.root, seconds=seconds, seed=config.seed)["words"])
+    check_words(data, config, sentence)
+    with run_folder(options.flags) as folder:
+        model = build_model(config)
+        words = learn_words(model, data, config, trained=bool(given_weights(config)))
+        if config.get("channels_last"):
+            model.to(memory_format=torch.channels_last)
+        trainer = build_trainer(config, folder, learns_words=words is not None)
+        scale_learning_rate(model, config, trainer)
+        told = pictures(config)
+        summary = None if words is None else Summary(model, data.datasets["train"], told)
+        with _interruptible(trainer, folder):
+            trainer.fit(model, datamodule=data, ckpt_path=folder.resumed_from, weights_only=False)
+        if not options.flags.no_test and is_overridden("test_step", model):
+            trainer.test(model, datamodule=data, verbose=False)
+        if summary is not None and trainer.is_global_zero:
+            written = summary.write(folder.root, seconds=seconds_running(), seed=config.seed)
+            log_table(written["words"])
     return folder
+
+
+@contextmanager
+def _interruptible(trainer: pl.Trainer, folder: RunFolder) -> Iterator[None]:
+    """Say how to continue when the run is interrupted."""
+    try:
+        yield
+    except SystemExit:
+        if not trainer.interrupted:
+            raise
+        saved = (folder.checkpoints / "last.ckpt").is_file()
+        said = f"continue with --resume {folder.root}" if saved else "nothing had been saved yet"
+        raise KeyboardInterrupt(said) from None
+
+
+def pictures(config: DictConfig) -> Pictures | None:
+    """What a run is to be summed up with, as the part ``summary`` of its configuration says."""
+    wanted = config.get("summary")
+    return None if wanted is None else Pictures(**OmegaConf.to_container(wanted, resolve=True))
 
 
 def limit_threads() -> None:

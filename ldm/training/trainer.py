@@ -1,7 +1,6 @@
 """Lightning's trainer, loggers and callbacks, from the ``lightning`` part of a configuration."""
 
 import logging
-from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,20 +16,33 @@ from ldm.callbacks import (
     RunProgressBar,
     SetupCallback,
 )
+from ldm.training.clock import FirstStep
 from ldm.training.errors import UserError
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
+#: Arguments of the Trainer that switch a kind of callback off.
+SWITCHES = {
+    "enable_progress_bar": pl.callbacks.ProgressBar,
+    "enable_checkpointing": pl.callbacks.Checkpoint,
+}
+
 
 def devices(gpus: Any) -> dict[str, Any]:
     """Trainer arguments for the released ``--gpus 0,``: these GPUs, or else the CPU."""
-    if gpus in (None, "", -1) or not torch.cuda.is_available():
-        if gpus not in (None, "") and not torch.cuda.is_available():
-            logger.info("no GPU here: --gpus %s is read as the CPU", gpus)
+    given = "" if gpus is None else str(gpus).strip()
+    try:
+        numbers = [int(number) for number in given.split(",") if number.strip()]
+    except ValueError as error:
+        raise UserError(
+            f"--gpus {given}: expected numbers of GPUs such as '0,' or '0,1'"
+        ) from error
+    if numbers and not torch.cuda.is_available():
+        logger.info("no GPU here: --gpus %s is read as the CPU", given)
+    if not numbers or not torch.cuda.is_available():
         return {"accelerator": "auto", "devices": 1}
-    numbers = [int(number) for number in str(gpus).split(",") if number.strip()]
-    return {"accelerator": "gpu", "devices": numbers}
+    return {"accelerator": "gpu", "devices": -1 if numbers == [-1] else numbers}
 
 
 def build_trainer(config: DictConfig, folder: Any, *, learns_words: bool) -> pl.Trainer:
@@ -45,11 +57,19 @@ def build_trainer(config: DictConfig, folder: Any, *, learns_words: bool) -> pl.
         arguments.pop("val_check_interval", None)
     else:
         arguments.setdefault("check_val_every_n_epoch", None)
+    wanted = [
+        callback
+        for callback in callbacks(config, folder, learns_words=learns_words)
+        if not any(
+            arguments.get(name) is False and isinstance(callback, kind)
+            for name, kind in SWITCHES.items()
+        )
+    ]
     try:
         return pl.Trainer(
             **arguments,
             logger=loggers(folder),
-            callbacks=callbacks(config, folder, learns_words=learns_words),
+            callbacks=wanted,
             plugins=[AtomicCheckpointIO()],
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -65,18 +85,20 @@ def loggers(folder: Any) -> list[Any]:
     """TensorBoard and CSV, in the run's folder."""
     return [
         TensorBoardLogger(folder.root, name="", version="tensorboard"),
-        CSVLogger(folder.root, name="", version="csv"),
+        # A second start would delete the table of the first.
+        CSVLogger(folder.root, name="", version=folder.fresh("csv")),
     ]
 
 
 def callbacks(config: DictConfig, folder: Any, *, learns_words: bool) -> list[pl.Callback]:
     """Copies of the configuration, progress bar, checkpoints, pictures, and what is configured."""
     lightning = OmegaConf.to_container(config.get("lightning") or OmegaConf.create(), resolve=True)
-    every = _checkpoint_params(lightning).get("every_n_train_steps", 500)
+    checkpoints = (lightning.get("modelcheckpoint") or {}).get("params") or {}
+    every = checkpoints.get("every_n_train_steps", 500)
     found: dict[str, pl.Callback] = {
         "setup_callback": SetupCallback(
             resume=str(folder.resumed_from or ""),
-            now=folder.root.name,
+            now=folder.started,
             logdir=folder.root,
             ckptdir=folder.checkpoints,
             cfgdir=folder.configs,
@@ -84,16 +106,22 @@ def callbacks(config: DictConfig, folder: Any, *, learns_words: bool) -> list[pl
             lightning_config=OmegaConf.create(lightning),
         ),
         "progress": RunProgressBar(),
+        "first_step": FirstStep(),
         "image_logger": ImageLogger(batch_frequency=750, max_images=4, clamp=True),
         "cuda_callback": CUDACallback(),
         "checkpoint_callback": pl.callbacks.ModelCheckpoint(
-            dirpath=folder.checkpoints,
-            filename="step-{step:06d}",
-            auto_insert_metric_name=False,
-            every_n_train_steps=every,
-            save_last=True,
-            save_top_k=0,
-            enable_version_counter=False,
+            **{
+                "dirpath": folder.checkpoints,
+                "filename": "step-{step:06d}",
+                "auto_insert_metric_name": False,
+                "every_n_train_steps": every,
+                "save_last": True,
+                # Those of words are small, so that every one is kept and can be resumed from.
+                "save_top_k": -1 if learns_words else 0,
+                "save_on_exception": True,
+                "enable_version_counter": False,
+                **checkpoints,
+            }
         ),
     }
     if learns_words:
@@ -105,8 +133,8 @@ def callbacks(config: DictConfig, folder: Any, *, learns_words: bool) -> list[pl
             found[name] = instantiate_from_config(entry)
         elif name in found:
             found[name] = type(found[name])(**(entry.get("params") or {}))
+        else:
+            raise UserError(
+                f"lightning.callbacks.{name} has no target and is none of {sorted(found)}"
+            )
     return list(found.values())
-
-
-def _checkpoint_params(lightning: Mapping[str, Any]) -> dict[str, Any]:
-    return dict((lightning.get("modelcheckpoint") or {}).get("params") or {})

@@ -1,40 +1,107 @@
 """The words of a run: taken from its data, given to the model, shown before training."""
 
 import logging
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.prompts.sentence import LearnableWord, Sentence
+from ldm.prompts.spans import find_words
+from ldm.training.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 
-def learn_words(model: Any, data: Any, config: DictConfig) -> list[LearnableWord] | None:
+#: Arguments of a public ``personalization_config`` that say more than which words there are.
+KEPT_OPTIONS = ("per_image_tokens", "progressive_words")
+#: Where a configuration names words of the sentences: key -> the flag that writes it.
+NAMED_WORDS = {
+    "model.params.mask.words": "--attn_words",
+    "model.params.contrast.words": "--pseudo_words_infonce",
+    "model.params.quirk_softmax_words": "--pseudo_words_softmax",
+}
+
+
+def check_words(data: Any, config: DictConfig, given: Sentence | None) -> None:
+    """Refuse words that no picture is shown with, before anything is built or written.
+
+    Raises:
+        ValueError: when a picture cannot be read.
+        UserError: when the sentence that was given is no picture's, or a flag names a word that is
+            in no sentence.
+    """
+    dataset = data.datasets["train"]
+    if not hasattr(dataset, "words"):
+        return
+    texts = [sentence.caption.text for sentence in dataset.sentences]
+    shown = [word.name for word in dataset.words]
+    if given is not None and not set(given.names) & set(shown):
+        raise UserError(
+            f"the sentence {given.caption.text!r} is not used: every picture has a sentence of its "
+            f"own, such as {texts[0]!r}. Give pictures without, or leave the sentence out"
+        )
+    if getattr(dataset, "cacheable", False):
+        deque(dataset.images(), maxlen=0)  # a damaged picture is found before training, not in it
+    for key, flag in NAMED_WORDS.items():
+        for word in OmegaConf.select(config, key) or ():
+            if word not in shown and not any(find_words(text, [word]) for text in texts):
+                raise UserError(
+                    f"{flag} (in the configuration {key}) names {word!r}, which is not in the "
+                    f"sentence {texts[0]!r}{_nearest(word, [*shown, *texts[0].split()])}"
+                )
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    close = get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def learn_words(
+    model: Any, data: Any, config: DictConfig, *, trained: bool
+) -> list[LearnableWord] | None:
     """Make the words of the data's sentences learnable, and show them.
 
-    ``None`` for data that is not for learning words.
+    ``None`` for data that is not for learning words. `trained` says that weights were loaded.
     """
     dataset = data.datasets["train"]
     if not hasattr(dataset, "words"):
         return None
-    words, counts = dataset.words, dataset.sentences
-    vectors = OmegaConf.select(
-        config, "model.params.personalization_config.params.num_vectors_per_token", default=1
-    )
-    words = [replace(word, vectors=max(word.vectors, vectors)) for word in words]
-    model.learn(words)
+    if not trained and not OmegaConf.select(config, "model.params.ckpt_path"):
+        logger.warning(
+            "no weights are given, so the words are learned for a network of random numbers: name "
+            "a trained model with --actual_resume CKPT"
+        )
+    public = OmegaConf.select(config, "model.params.personalization_config.params") or {}
+    vectors = public.get("num_vectors_per_token", 1)
+    words = [replace(word, vectors=max(word.vectors, vectors)) for word in dataset.words]
+    model.learn(words, **{name: public[name] for name in KEPT_OPTIONS if name in public})
     earlier = OmegaConf.select(config, "concept.embeddings")
     if earlier:
-        model.embedding_manager.load(earlier)
+        _continue_from(earlier, model.embedding_manager)
     if getattr(dataset, "cacheable", False):
         model.cache_posteriors()
-    show(words, counts)
+    show(words, dataset.sentences)
     return words
 
 
+def _continue_from(path: str, manager: Any) -> None:
+    """Let the words start from those of an earlier run."""
+    wanted = list(manager.words)
+    manager.load(path)
+    missing = [word for word in wanted if word not in manager.words]
+    if missing:
+        raise UserError(
+            f"{path} does not have the words {missing} of the sentence; it has "
+            f"{list(manager.words)}"
+        )
+
+
+@rank_zero_only
 def show(words: Sequence[LearnableWord], counts: Mapping[Sentence, int]) -> None:
     """Print the table of words: what each starts from, and how many images show it."""
     from rich.console import Console

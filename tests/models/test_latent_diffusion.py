@@ -32,17 +32,17 @@ def fill_parts(model):
 
 
 @pytest.fixture(scope="module")
-def recorded_weights(bert_vocab):
-    return fill_parts(build(LOSS.config["latent_diffusion"], bert_vocab)).state_dict()
+def recorded(bert_vocab):
+    return fill_parts(build(LOSS.config["latent_diffusion"], bert_vocab))
 
 
 class TestRecordedLoss:
     @pytest.mark.parametrize("case", LOSS.config["cases"])
-    def test_values_and_gradient(self, case, recorded_weights, bert_vocab):
-        options = LOSS.config["cases"][case]
-        model = build(LOSS.config["latent_diffusion"], bert_vocab, **options)
-        model.load_state_dict(recorded_weights, strict=False)
-        model.eval()
+    def test_values_and_gradient(self, case, recorded, bert_vocab):
+        model, options = recorded, LOSS.config["cases"][case]
+        if options:
+            model = build(LOSS.config["latent_diffusion"], bert_vocab, **options).eval()
+            model.load_state_dict(recorded.state_dict(), strict=False)
         cond = LOSS["cond"].clone().requires_grad_()
         loss, parts = model.p_losses(LOSS["x_start"], cond, LOSS["t"], LOSS["noise"])
         loss.backward()
@@ -53,16 +53,15 @@ class TestRecordedLoss:
         LOSS.check(f"{case}.grad_cond", cond.grad)
         torch.testing.assert_close(loss, parts["val/loss"])
 
-    def test_the_names_say_whether_it_trains(self, recorded_weights, bert_vocab):
-        model = build(LOSS.config["latent_diffusion"], bert_vocab)
-        model.load_state_dict(recorded_weights)
-        _, parts = model.train().p_losses(LOSS["x_start"], LOSS["cond"], LOSS["t"], LOSS["noise"])
+    def test_the_names_say_whether_it_trains(self, recorded):
+        inputs = (LOSS["x_start"], LOSS["cond"], LOSS["t"], LOSS["noise"])
+        _, parts = recorded.train().p_losses(*inputs)
+        recorded.eval()
         assert set(parts) == {"train/loss", "train/loss_simple", "train/loss_vlb"}
 
-    def test_network_and_posterior(self, recorded_weights, bert_vocab):
-        model = build(LOSS.config["latent_diffusion"], bert_vocab)
-        model.load_state_dict(recorded_weights)
-        x, t, schedule = LOSS["x_start"], LOSS["t"], model.schedule
+    def test_network_and_posterior(self, recorded):
+        model, x, t = recorded, LOSS["x_start"], LOSS["t"]
+        schedule = model.schedule
         with torch.no_grad():
             noisy = model.q_sample(x, t, LOSS["noise"])
             LOSS.check("model_output", model.apply_model(noisy, t, LOSS["cond"]))

@@ -1,0 +1,38 @@
+"""Two processes learn what one does."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ldm.checkpoint import read_embeddings
+from ldm.training.main import main
+
+#: PromptCL contrasts the captions of one process, so that only the diffusion loss is compared.
+PLAIN = ("model.params.contrast=null", "model.params.mask.average=step")
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_at_the_same_whole_batch(toy, repo, tmp_path):
+    more = (*PLAIN, "--max_steps", "4", "summary={steps: 1}")
+    both = ("data.params.batch_size=1", "--devices", "2", "lightning.trainer.strategy=ddp")
+    arguments = toy.arguments(tmp_path / "two", *more, *both)
+    done = subprocess.run(
+        [sys.executable, "main.py", *arguments], cwd=repo, capture_output=True, text=True,
+        check=False, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Words to learn") == 1, "the second process says nothing"
+    (folder,) = (tmp_path / "two").iterdir()
+    assert main(toy.arguments(tmp_path / "one", *more, "data.params.batch_size=2")) == 0
+    (alone,) = (tmp_path / "one").iterdir()
+    two, one = (
+        read_embeddings(run / "checkpoints/embeddings.pt").vectors for run in (folder, alone)
+    )
+    assert two.keys() == one.keys()
+    for word, vectors in one.items():
+        torch.testing.assert_close(two[word], vectors, rtol=1e-4, atol=1e-5)
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert {"checkpoints/last.ckpt", "summary.json", "images/samples.png"} <= names
