@@ -77,7 +77,7 @@ def read_items(folder: str | Path) -> list[Item]:
 def _nothing_found(folder: Path) -> str:
     """What to say about a folder without pictures."""
     inner = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())[:5]
-    hint = f"; it has folders {inner}: give one of them" if inner else ""
+    hint = f"; it has folders {inner}: give one of them" if inner else "; put your pictures there"
     return f"there is no image in {str(folder)!r}{hint}"
 
 
