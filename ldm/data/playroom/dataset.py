@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ldm.data.playroom.captions import caption_for
-from ldm.data.playroom.sampling import sample_spec
+from ldm.data.playroom.sampling import plain_spec, sample_spec
 from ldm.data.playroom.scene import Scene, render_scene
 
 SLOTS = 4096
@@ -16,14 +16,15 @@ SLOTS = 4096
 
 def scene(
     seed: int, index: int, size: int = 64, split: str = "seen", *, n_objects: int | None = None,
-    templates: bool = True, masks: bool = True,
+    templates: bool = True, masks: bool = True, plain: bool = False,
 ) -> Scene:  # fmt: skip
     """Scene number `index` of a split: the same arguments give the same bytes, anywhere.
 
     Captions of the split "seen" use general words for what is unnamed; the others use true names.
+    With `plain`, scenes are those of `plain_spec`.
     """
     rng = Random(f"playroom:{seed}:{index}:{split}")
-    spec = sample_spec(rng, split, n_objects)
+    spec = plain_spec(rng, split) if plain else sample_spec(rng, split, n_objects)
     caption, words = caption_for(spec, rng, templates=templates, true_names=split != "seen")
     return render_scene(spec, size, caption=caption, words=words, masks=masks)
 
@@ -38,12 +39,13 @@ class PlayroomScenes:
 
     An example is {"image": float32 (size, size, 3) in [-1, 1], "caption": str, "image_id": int,
     "flip": False} and, with `masks`, "mask": uint8 (size, size), 0 for the background and k for
-    the k-th object. A share of captions (`caption_dropout`) is empty, for guidance.
+    the k-th object. A share of captions (`caption_dropout`) is empty, for guidance. With `plain`
+    there are only scenes of one or two things in plain colours.
     """
 
     keyed = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a world of scenes can be asked for
         self,
         size: int = 64,
         split: str = "seen",
@@ -54,6 +56,7 @@ class PlayroomScenes:
         *,
         masks: bool = False,
         n_objects: int | None = None,
+        plain: bool = False,
     ):
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"caption_dropout is a share in [0, 1], got {caption_dropout}")
@@ -62,7 +65,7 @@ class PlayroomScenes:
         self.size, self.split, self.seed = size, split, seed
         self.length = 100_000 if length is None else length
         self.caption_dropout, self.templates = caption_dropout, templates
-        self.masks, self.n_objects = masks, n_objects
+        self.masks, self.n_objects, self.plain = masks, n_objects, plain
 
     def __len__(self) -> int:
         return self.length
@@ -82,12 +85,12 @@ class PlayroomScenes:
         """The whole scene behind an example."""
         seed, index = self.index_of(key)
         return scene(seed, index, self.size, self.split, n_objects=self.n_objects,
-                     templates=self.templates)  # fmt: skip
+                     templates=self.templates, plain=self.plain)  # fmt: skip
 
     def __getitem__(self, key: int | Sequence[int]) -> dict[str, Any]:
         seed, index = self.index_of(key)
         drawn = scene(seed, index, self.size, self.split, n_objects=self.n_objects,
-                      templates=self.templates, masks=self.masks)  # fmt: skip
+                      templates=self.templates, masks=self.masks, plain=self.plain)  # fmt: skip
         caption = drawn.caption
         if self.caption_dropout and Random(f"drop:{seed}:{index}").random() < self.caption_dropout:
             caption = ""

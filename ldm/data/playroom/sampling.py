@@ -1,6 +1,7 @@
 """Drawing random scenes of a split."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 from ldm.data.playroom.colours import COLOURS
@@ -19,6 +20,7 @@ from ldm.data.playroom.splits import (
 from ldm.data.playroom.things import Thing
 
 HOW_MANY = ((1, 0.33), (2, 0.42), (3, 0.16), (4, 0.06), (5, 0.03))
+PLAIN_ADJECTIVES = ("rolling", "fluffy")
 GROUND_COLOURS = ("red", "green", "blue", "white", "pink", "yellow", "purple")
 P_SCAN, P_COUNT, P_STATE, P_NOWHERE = 0.04, 0.24, 0.22, 0.06
 
@@ -150,6 +152,24 @@ def sample_spec(rng: Random, split: str = "seen", n_objects: int | None = None) 
     if place == "table" and rng.random() < 0.75:
         ground = rng.choice(GROUND_COLOURS)
     return SceneSpec(tuple(objects), relations, place, ground, seed)
+
+
+def plain_spec(rng: Random, split: str = "seen") -> SceneSpec:
+    """A random scene of one or two things in plain colours: what a model learns first.
+
+    No scans, states or counts, and of the adjectives only the papers' own "rolling" and "fluffy".
+    """
+    spec = sample_spec(rng, split, 1 if rng.random() < 0.5 else 2)
+    things = tuple(
+        replace(
+            each,
+            adjective=each.adjective if each.adjective in PLAIN_ADJECTIVES else None,
+            state=None,
+            count=1,
+        )
+        for each in spec.objects
+    )
+    return replace(spec, objects=things)
 
 
 def _first(rng: Random, split: str, pool: tuple[str, ...]) -> tuple[str, str | None]:
