@@ -204,7 +204,9 @@ def load_with_report(
     serious = [
         k
         for k in report.missing
-        if k not in _RECOMPUTED and not k.startswith(("model_ema.", "embedding_"))
+        if k not in _RECOMPUTED
+        and not k.startswith(("model_ema.", "embedding_"))
+        and ".to_logits." not in k  # stored by the text encoder, never used
     ]
     logger.log(logging.WARNING if serious else logging.INFO, "%s: %s", source, report.summary())
     if serious:
