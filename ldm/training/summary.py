@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -97,12 +98,15 @@ class Summary:
     def __init__(self, model: Any, dataset: Any, pictures: Pictures | None) -> None:
         self.model, self.pictures = model, pictures
         count = min(SHOWN, dataset.num_images)
-        flips = {flip for _, flip, _ in dataset.images()}
-        flip = min(flips)
-        arrays = [array for _, flipped, array in dataset.images() if flipped == flip][:count]
-        self.images = torch.stack([torch.from_numpy(array.copy()) for array in arrays])
-        self.images = self.images.movedim(-1, 1).contiguous()
         self.captions = [dataset.sentence_of(i).caption for i in range(count)]
+        # Pictures as they are where the dataset shows them so, else flipped: what comes first.
+        shown: dict[int, tuple[bool, Any]] = {}
+        if pictures is not None:
+            for image_id, flipped, array in takewhile(lambda e: e[0] < count, dataset.images()):
+                shown.setdefault(image_id, (flipped, array))
+            arrays = [torch.from_numpy(array.copy()) for _, array in shown.values()]
+            self.images = torch.stack(arrays).movedim(-1, 1).contiguous()
+        flip = any(flipped for flipped, _ in shown.values())
         truths = getattr(dataset, "masks", None) if pictures is not None and not flip else None
         self.truths = [truths(i) for i in range(count)] if truths else []
         self.latents: Tensor | None = None

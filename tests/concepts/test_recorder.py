@@ -13,20 +13,7 @@ from ldm.prompts.sentence import LearnableWord
 from tests.concepts.toy import BOUND, LEARNABLE, LENGTH, SCHEDULE, SITE, queries_and_keys, recorded
 from tests.concepts.toy import tokens as make_tokens
 from tests.golden import fill
-
-UNET = {
-    "image_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": 1,
-    "attention_resolutions": [1, 2],
-    "channel_mult": [1, 2],
-    "num_heads": 2,
-    "use_spatial_transformer": True,
-    "context_dim": 12,
-    "legacy": False,
-}
+from tests.networks import UNET
 
 
 class Everything(AttentionController):

@@ -21,6 +21,7 @@ from ldm.prompts.templates import fill as fill_template
 from ldm.training.cli import parse
 from ldm.training.config import load_config
 from tests.golden import fill, golden, weight
+from tests.networks import UNET
 
 STEP = golden("mcpl_train_step")
 TOY = {
@@ -33,19 +34,7 @@ TOY = {
     "cond_stage_trainable": True,
     "unet_config": {
         "target": "ldm.modules.diffusionmodules.openaimodel.UNetModel",
-        "params": {
-            "image_size": 8,
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": 32,
-            "num_res_blocks": 1,
-            "attention_resolutions": [1, 2],
-            "channel_mult": [1, 2],
-            "num_heads": 2,
-            "use_spatial_transformer": True,
-            "context_dim": 16,
-            "legacy": False,
-        },
+        "params": {**UNET, "context_dim": 16},
     },
     "first_stage_config": {
         "target": "ldm.models.autoencoder.AutoencoderKL",

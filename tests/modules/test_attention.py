@@ -14,21 +14,9 @@ from ldm.modules.attention import (
 from ldm.modules.attention_control import attention_sites, controlling
 from ldm.modules.diffusionmodules.openaimodel import UNetModel
 from tests.golden import fill, golden
+from tests.networks import UNET
 
 CROSS = golden("cross_attention")
-UNET = {
-    "image_size": 8,
-    "in_channels": 4,
-    "out_channels": 4,
-    "model_channels": 32,
-    "num_res_blocks": 1,
-    "attention_resolutions": [1, 2],
-    "channel_mult": [1, 2],
-    "num_heads": 2,
-    "use_spatial_transformer": True,
-    "context_dim": 12,
-    "legacy": False,
-}
 
 
 def make_unet(**changes: object) -> UNetModel:
