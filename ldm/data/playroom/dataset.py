@@ -16,15 +16,16 @@ SLOTS = 4096
 
 def scene(
     seed: int, index: int, size: int = 64, split: str = "seen", *, n_objects: int | None = None,
-    templates: bool = True, masks: bool = True, plain: bool = False,
+    templates: bool = True, masks: bool = True, plain: float = 0.0,
 ) -> Scene:  # fmt: skip
     """Scene number `index` of a split: the same arguments give the same bytes, anywhere.
 
     Captions of the split "seen" use general words for what is unnamed; the others use true names.
-    With `plain`, scenes are those of `plain_spec`.
+    A share `plain` of the scenes are those of `plain_spec`.
     """
     rng = Random(f"playroom:{seed}:{index}:{split}")
-    spec = plain_spec(rng, split) if plain else sample_spec(rng, split, n_objects)
+    is_plain = plain > 0 and Random(f"plain:{seed}:{index}").random() < plain
+    spec = plain_spec(rng, split) if is_plain else sample_spec(rng, split, n_objects)
     caption, words = caption_for(spec, rng, templates=templates, true_names=split != "seen")
     return render_scene(spec, size, caption=caption, words=words, masks=masks)
 
@@ -39,8 +40,8 @@ class PlayroomScenes:
 
     An example is {"image": float32 (size, size, 3) in [-1, 1], "caption": str, "image_id": int,
     "flip": False} and, with `masks`, "mask": uint8 (size, size), 0 for the background and k for
-    the k-th object. A share of captions (`caption_dropout`) is empty, for guidance. With `plain`
-    there are only scenes of one or two things in plain colours.
+    the k-th object. A share of captions (`caption_dropout`) is empty, for guidance. A share
+    `plain` of the scenes (True: all) shows one or two things in plain colours only.
     """
 
     keyed = True
@@ -56,10 +57,12 @@ class PlayroomScenes:
         *,
         masks: bool = False,
         n_objects: int | None = None,
-        plain: bool = False,
+        plain: float = 0.0,
     ):
         if not 0 <= caption_dropout <= 1:
             raise ValueError(f"caption_dropout is a share in [0, 1], got {caption_dropout}")
+        if not 0 <= plain <= 1:
+            raise ValueError(f"plain is a share in [0, 1], got {plain}")
         if size < 16:
             raise ValueError(f"size is at least 16 pixels, got {size}")
         self.size, self.split, self.seed = size, split, seed

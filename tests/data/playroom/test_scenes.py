@@ -241,3 +241,16 @@ def test_captions_are_dropped_as_often_as_asked() -> None:
     assert all(PlayroomScenes(16, caption_dropout=0)[k]["caption"] for k in range(30))
     with pytest.raises(ValueError, match="caption_dropout"):
         PlayroomScenes(caption_dropout=2)
+
+
+def test_a_share_of_scenes_is_plain() -> None:
+    def plain(number: int, share: float) -> bool:
+        drawn = scene(4, number, 16, plain=share).spec
+        return not drawn.scan and all(o.state is None and o.count == 1 for o in drawn.objects)
+
+    numbers = range(300)
+    assert all(plain(number, True) for number in numbers)
+    shares = [np.mean([plain(number, share) for number in numbers]) for share in (0, 0.5)]
+    assert 0.3 < shares[0] < shares[1] - 0.08 < 0.9
+    with pytest.raises(ValueError, match="plain is a share"):
+        PlayroomScenes(plain=1.5)
