@@ -5,6 +5,8 @@ import functools
 import pytest
 import torch
 
+from ldm.training.cli import parse
+from ldm.training.config import load_config
 from ldm.util import instantiate_from_config
 from tests.contracts.published import load, read_manifest
 
@@ -41,6 +43,21 @@ def test_state_dict_keys_match_public_checkpoints(name):
     assert sorted(recorded.keys() - ours.keys()) == []
     assert sorted(ours.keys() - recorded.keys()) == []
     assert {key: shape for key, shape in ours.items() if recorded[key] != shape} == {}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "name"), [("text2img-large", "txt2img-1p4B"), ("sd-v1", "sd-v1")]
+)
+def test_a_method_on_a_public_backbone_has_the_keys_of_its_checkpoints(backbone, name):
+    files = ["configs/mcpl.yaml", f"configs/backbones/{backbone}.yaml"]
+    config = load_config(parse(["--base", *files]))
+    with torch.device("meta"):
+        state = instantiate_from_config(config.model).state_dict()
+    recorded = {key: tuple(shape) for key, shape in read_manifest(name)["keys"].items()}
+    recorded = {key: shape for key, shape in recorded.items() if not key.startswith("model_ema.")}
+    ours = {key: tuple(value.shape) for key, value in state.items()}
+    assert {key: shape for key, shape in ours.items() if recorded.get(key) != shape} == {}
+    assert sorted(recorded.keys() - ours.keys()) == []
 
 
 @pytest.mark.slow
