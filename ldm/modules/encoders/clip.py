@@ -116,7 +116,7 @@ class FrozenCLIPEmbedder(TextEncoder):
         elif config is None and Path(version).is_dir():
             self._fetch = None
         source = str(tokenizer if tokenizer is not None else version)
-        self.text_tokenizer = TextTokenizer(partial(_load_tokenizer, source), max_length)
+        self.text_tokenizer = TextTokenizer(partial(load_tokenizer, source), max_length)
         self.freeze()
         if device is not None:
             self.to(device)
@@ -190,7 +190,12 @@ def _has_weights(folder: Path) -> bool:
     )
 
 
-def _load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str) -> Any:
+    """CLIP's fast tokenizer, by name or from a local folder.
+
+    Raises:
+        OSError: when it is neither here nor to be had; says what to do.
+    """
     from transformers import CLIPTokenizerFast  # type: ignore[attr-defined, unused-ignore]
 
     try:

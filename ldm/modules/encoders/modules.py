@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.encoders.clip import FrozenCLIPEmbedder
+from ldm.modules.encoders.open_clip import FrozenOpenCLIPEmbedder
 from ldm.modules.encoders.text import (
     AbstractEncoder,
     BERTEmbedder,
@@ -21,6 +22,7 @@ __all__ = [
     "BERTTokenizer",
     "ClassEmbedder",
     "FrozenCLIPEmbedder",
+    "FrozenOpenCLIPEmbedder",
     "SpatialRescaler",
     "TextEncoder",
     "TransformerEmbedder",
