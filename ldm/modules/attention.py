@@ -235,7 +235,10 @@ class BasicTransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A transformer over the pixels of a feature map, as a residual branch that starts at zero."""
+    """A transformer over the pixels of a feature map, as a residual branch that starts at zero.
+
+    With `use_linear` (Stable Diffusion v2) its ends are linear layers, not convolutions of size 1.
+    """
 
     def __init__(
         self,
@@ -248,25 +251,40 @@ class SpatialTransformer(nn.Module):
         *,
         use_checkpoint: bool = False,
         norm_groups: int = 32,
+        use_linear: bool = False,
     ) -> None:
         super().__init__()
         inner_dim = n_heads * d_head
-        self.in_channels = in_channels
+        self.in_channels, self.use_linear = in_channels, use_linear
         self.norm = Normalize(in_channels, norm_groups)
-        self.proj_in = nn.Conv2d(in_channels, inner_dim, kernel_size=1)
+        self.proj_in = (
+            nn.Linear(in_channels, inner_dim)
+            if use_linear
+            else nn.Conv2d(in_channels, inner_dim, 1)
+        )
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(
                 inner_dim, n_heads, d_head, dropout, context_dim, checkpoint=use_checkpoint
             )
             for _ in range(depth)
         )
-        self.proj_out = zero_module(nn.Conv2d(inner_dim, in_channels, kernel_size=1))
+        self.proj_out = zero_module(
+            nn.Linear(inner_dim, in_channels)
+            if use_linear
+            else nn.Conv2d(inner_dim, in_channels, 1)
+        )
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Refine the feature map `x` (b, c, h, w) with the help of `context` (b, m, c')."""
         grid = (x.shape[-2], x.shape[-1])
         # In the channels-last layout these are views of the feature map, not copies.
-        pixels = self.proj_in(self.norm(x)).flatten(2).transpose(1, 2)
+        normed = self.norm(x)
+        if self.use_linear:
+            pixels = self.proj_in(normed.flatten(2).transpose(1, 2))
+        else:
+            pixels = self.proj_in(normed).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
             pixels = block(pixels, context=context, grid=grid)
+        if self.use_linear:
+            return x + self.proj_out(pixels).transpose(1, 2).unflatten(2, grid)
         return x + self.proj_out(pixels.transpose(1, 2).unflatten(2, grid))

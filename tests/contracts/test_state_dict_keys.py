@@ -60,6 +60,18 @@ def test_a_method_on_a_public_backbone_has_the_keys_of_its_checkpoints(backbone,
     assert sorted(recorded.keys() - ours.keys()) == []
 
 
+def test_stable_diffusion_2_has_the_shapes_of_its_kind():
+    """Linear ends of its transformers, 64 channels a head, 1024 wide text; 865.9 M parameters."""
+    config = load_config(parse(["--base", "configs/mcpl.yaml", "configs/backbones/sd-v2.yaml"]))
+    with torch.device("meta"):
+        unet = instantiate_from_config(config.model.params.unet_config)
+    state = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
+    assert state["input_blocks.1.1.proj_in.weight"] == (320, 320)
+    assert state["input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"] == (320, 1024)
+    assert unet.input_blocks[8][1].transformer_blocks[0].attn1.heads == 20
+    assert sum(parameter.numel() for parameter in unet.parameters()) == 865_910_724
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(read_manifest("public-configs")))
 def test_every_public_model_builds(path):

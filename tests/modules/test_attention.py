@@ -280,3 +280,14 @@ def test_gradient_passes_a_rewriting_controller():
     unet = make_unet()
     for a, b in zip(gradients(unet, Rewriter()), gradients(make_unet()), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_linear_ends_are_convolutions_of_size_one():
+    torch.manual_seed(0)
+    convolving = SpatialTransformer(8, 2, 4, context_dim=6, norm_groups=4)
+    linear = SpatialTransformer(8, 2, 4, context_dim=6, norm_groups=4, use_linear=True)
+    torch.nn.init.normal_(convolving.proj_out.weight)
+    state = convolving.state_dict()
+    linear.load_state_dict({k: v.flatten(1) if v.ndim == 4 else v for k, v in state.items()})
+    x, context = torch.randn(2, 8, 4, 6), torch.randn(2, 5, 6)
+    torch.testing.assert_close(linear(x, context), convolving(x, context), rtol=1e-4, atol=1e-5)

@@ -103,6 +103,7 @@ class BlockFactory:
     context_dim: int | None
     legacy: bool
     norm_groups: int
+    use_linear_in_transformer: bool
 
     def __post_init__(self) -> None:
         if self.num_heads == -1 and self.num_head_channels == -1:
@@ -172,6 +173,7 @@ class BlockFactory:
                 context_dim=self.context_dim,
                 use_checkpoint=self.use_checkpoint,
                 norm_groups=self.norm_groups,
+                use_linear=self.use_linear_in_transformer,
             )
         heads = self.num_heads
         if up and self.legacy and self.num_heads_upsample != -1:
@@ -221,6 +223,7 @@ class UNetModel(nn.Module):
         legacy: bool = True,
         *,
         norm_groups: int = 32,
+        use_linear_in_transformer: bool = False,
     ) -> None:
         given = dict(locals())
         super().__init__()
