@@ -240,7 +240,7 @@ class SpatialTransformer(nn.Module):
     With `use_linear` (Stable Diffusion v2) its ends are linear layers, not convolutions of size 1.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the public signature and ours
         self,
         in_channels: int,
         n_heads: int,
