@@ -37,6 +37,11 @@ def data(folder):
     return PlayroomConcepts("lego-frozen", PIXELS, folder=folder / "frozen")
 
 
+@pytest.fixture(scope="module")
+def two(folder):
+    return PlayroomConcepts("lego-frozen-multi", PIXELS, folder=folder / "frozen-multi")
+
+
 def build(words=(), **options) -> Lego:
     """A whole model at toy size, with the recipe's weights, learning `words`."""
     described = backbone(VOCAB, VOCAB)["model"]["params"]
@@ -141,6 +146,37 @@ class TestWhatAWordLearnsFrom:
         assert share == sorted(share)
 
 
+class TestTwoSubjects:
+    def batch_showing(self, data, image_id):
+        examples = (data[StepKey(step, slot)] for step in range(20) for slot in range(4))
+        return collate([next(each for each in examples if each["image_id"] == image_id)])
+
+    def test_each_learns_from_its_own_pictures_and_the_concept_from_both(self, two):
+        model, concept = build(two.words), {"<frozen>", "<ice>"}
+        moved = [
+            {name for name, each in gradients(model, self.batch_showing(two, i)).items()
+             if moves(each)}
+            for i in range(4)
+        ]  # fmt: skip
+        assert moved == [concept | {"<subject>"}, concept | {"<other>"}, {"<subject>"}, {"<other>"}]
+
+    def test_the_context_term_leaves_both_subjects(self, two):
+        plain = gradients(build(two.words), batch_of(two))
+        steered = gradients(build(two.words, context=CONTEXT), batch_of(two))
+        changed = {n for n, each in plain.items() if not torch.equal(each, steered[n])}
+        assert changed == {"<frozen>", "<ice>"}
+
+    def test_without_separation_both_are_described(self, folder, two):
+        off = PlayroomConcepts(
+            "lego-frozen-multi", PIXELS, folder=two.folder, subject_separation=False
+        )
+        assert {word.name for word in off.words} == {"<frozen>", "<ice>"}
+        assert {str(sentence) for sentence in off.sentences} == {
+            "a photo of a toy that is <frozen> in <ice>",
+            "a photo of a thing that is <frozen> in <ice>",
+        }
+
+
 class TestReVersion:
     def test_steers_one_word_and_draws_late_timesteps(self, data):
         model = build(R, steering=STEERING, timestep_skew=0.5)
@@ -232,6 +268,13 @@ class TestConfigs:
         options = OmegaConf.to_container(params.steering)
         model = build(data.words, steering=options, timestep_skew=params.timestep_skew)
         assert list(model.steering.neighbours) == ["<R>"]
+
+    def test_the_number_of_pictures_goes_with_another_set(self, folder):
+        number = "data.params.train.params.n_images=10"
+        config = self.load("configs/lego.yaml", "--data_root", "playroom:lego-melted", number)
+        data = self.dataset(config, folder / "ten")
+        kinds = [item.kind for item in data.items]
+        assert (data.name, kinds.count("concept"), kinds.count("subject")) == ("lego-melted", 5, 5)
 
     def test_textual_inversion(self, folder):
         config = self.load("configs/textual-inversion.yaml", "--data_root", "playroom:lego-rope")

@@ -1,6 +1,7 @@
 """A named set as the data set that words are learned from."""
 
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ldm.data.personalized import PersonalizedBase
 from ldm.data.playroom.concepts import concept_scenes, word_masks, write_concept_set
+from ldm.data.playroom.sets import get_concept_set
 
 
 class PlayroomConcepts(PersonalizedBase):
@@ -25,7 +27,8 @@ class PlayroomConcepts(PersonalizedBase):
     ):  # fmt: skip
         if folder is None:
             cache = Path(tempfile.gettempdir()) / "playroom-concepts"
-            folder = cache / f"{name}-{size}-{n_images}-{seed}"
+            described = zlib.crc32(repr(get_concept_set(name)).encode())
+            folder = cache / f"{name}-{size}-{n_images}-{seed}-{described:08x}"
         self.name, self.n_images = name, n_images
         self.folder = write_concept_set(folder, name, size, n_images, seed)
         self.scenes = [scene for _, scene in concept_scenes(name, size, n_images, seed)]

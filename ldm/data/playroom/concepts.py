@@ -21,22 +21,33 @@ def concept_scenes(
 ) -> list[tuple[str, Scene]]:
     """The pictures of a set, each with its kind: "image", or "concept" and "subject" for Lego.
 
-    Of a Lego set, the first half shows the concept. Raises ValueError for an unknown set or fewer
-    than one picture of a kind.
+    Of a Lego set, the first half shows the concept; a set of several things shows them in turn.
+    Raises ValueError for an unknown set or fewer than one picture of a kind and a thing.
     """
     chosen = get_concept_set(name)
-    kinds = ["image"] * n_images
+    counts = {"image": n_images}
     if chosen.subject is not None:
-        kinds = ["concept"] * (n_images - n_images // 2) + ["subject"] * (n_images // 2)
-    if n_images < len(set(kinds)) or n_images < (1 if chosen.subject is None else 2):
-        raise ValueError(f"the set {name!r} needs at least one picture of a kind, got {n_images}")
-    return [(kind, _draw(chosen, kind, size, seed, k)) for k, kind in enumerate(kinds)]
+        counts = {"concept": n_images - n_images // 2, "subject": n_images // 2}
+    if min(counts.values()) < len(chosen.things):
+        least = len(chosen.things) * len(counts)
+        raise ValueError(
+            f"the set {name!r} needs at least one picture of every kind and thing, so {least}, "
+            f"got {n_images}"
+        )
+    pictures = [(kind, number) for kind, count in counts.items() for number in range(count)]
+    return [
+        (kind, _draw(chosen, kind, size, seed, (k, number)))
+        for k, (kind, number) in enumerate(pictures)
+    ]
 
 
-def _draw(chosen: ConceptSet, kind: str, size: int, seed: int, number: int) -> Scene:
-    """One picture of a set."""
-    spec = chosen.subject if kind == "subject" else chosen.spec
-    caption = chosen.subject_sentence if kind == "subject" else chosen.sentence
+def _draw(chosen: ConceptSet, kind: str, size: int, seed: int, numbers: tuple[int, int]) -> Scene:
+    """One picture of a set: its number in the set, and among those of its kind."""
+    number, of_kind = numbers
+    shown = chosen.things[of_kind % len(chosen.things)]
+    spec, caption = shown.spec, shown.sentence
+    if kind == "subject" and shown.subject is not None:
+        spec, caption = shown.subject, shown.subject_sentence or ""
     rng = Random(f"concepts:{chosen.name}:{seed}:{number}")
     if chosen.places:
         spec = replace(spec, place=chosen.places[number % len(chosen.places)])
@@ -44,10 +55,20 @@ def _draw(chosen: ConceptSet, kind: str, size: int, seed: int, number: int) -> S
 
 
 def word_masks(name: str, scene: Scene) -> dict[str, np.ndarray]:
-    """What each learnable word of a set is in one of its pictures, bool (size, size)."""
+    """What each learnable word of a set is in one of its pictures, bool (size, size).
+
+    Of a set of several things, the words of what the picture shows.
+    """
+    chosen = get_concept_set(name)
     masks = {one.name: one.mask for one in scene.objects}
-    masks["ground"] = scene.ground
-    return {word: masks[what] for word, what in get_concept_set(name).shows.items()}
+    if scene.ground is not None:
+        masks["ground"] = scene.ground
+    shown = (
+        {word: what for word, what in chosen.all_shows.items() if what in masks}
+        if chosen.others
+        else chosen.shows
+    )
+    return {word: masks[what] for word, what in shown.items()}
 
 
 def write_concept_set(

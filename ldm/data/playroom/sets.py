@@ -1,6 +1,6 @@
 """Small named sets of pictures to learn words from: MCPL's (A.16), Lego's ten, held-out ones."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ldm.data.playroom.scans import SCANS
 from ldm.data.playroom.spec import SceneSpec, spec_from_names
@@ -12,7 +12,8 @@ class ConceptSet:
 
     `shows` tells what each learnable word is in the picture: the name of an object or of a part of
     a scan, or "ground". Lego's sets have `subject_sentence` and `subject` too: the same thing
-    without the concept. Pictures go through `places` in turn.
+    without the concept; `others` are other things that show the same concept, each with a word of
+    its own. Pictures go through `places` and through the things in turn.
     """
 
     name: str
@@ -22,6 +23,17 @@ class ConceptSet:
     places: tuple[str, ...] = ()
     subject_sentence: str | None = None
     subject: SceneSpec | None = None
+    others: tuple["ConceptSet", ...] = ()
+
+    @property
+    def things(self) -> tuple["ConceptSet", ...]:
+        """The set of each thing that its pictures show: of most sets, itself alone."""
+        return (self, *self.others)
+
+    @property
+    def all_shows(self) -> dict[str, str]:
+        """`shows` of the set and of its `others`."""
+        return {word: what for one in self.things for word, what in one.shows.items()}
 
 
 def _named(
@@ -93,6 +105,16 @@ HELD_OUT = (
            "grass",
            "black penguin; orange ball", "on", "grass"),
 )  # fmt: skip
+_RELATED = tuple(
+    _named(f"ball-{relation}-box", f"a [green] <ball:toy> <{relation}:and> an [orange] <box:thing>",
+           "green ball; orange box", relation)
+    for relation in ("on", "under", "beside")
+)  # fmt: skip
+RELATION_SETS = (
+    replace(_RELATED[0], name="relations-ball-box", places=("grass", "room", "snow", "table"),
+            others=_RELATED[1:]),
+)  # fmt: skip
+"""The same two things, in another relation from picture to picture (MCPL-diverse, A.11)."""
 SCAN_SETS = tuple(
     ConceptSet(
         f"scan-{scan.name}",
@@ -107,48 +129,64 @@ _PLACES = ("grass", "room", "beach", "table", "snow", "desert")
 
 
 def _lego(
-    name: str, phrase: str, what: str, kind: str, state: str = "", count: str = ""
+    name: str, phrase: str, thing: str, state: str = "", count: str = "", word: str = "<subject>"
 ) -> ConceptSet:
-    """One of Lego's concepts: the subject with and without it."""
-    subject = f"<subject:{kind}>"
-    with_it = f"a photo of {phrase.format(s=subject)}"
+    """One of Lego's concepts: a `thing`, such as "orange duck: toy", with and without it."""
+    what, kind = thing.split(": ")
+    subject = f"{word[:-1]}:{kind}>"
     noun = what.rsplit(maxsplit=1)[-1]
     concept = f"{count} {what}s" if count else f"{what}, {state}"
     return ConceptSet(
         f"lego-{name}",
-        with_it,
+        f"a photo of {phrase.format(s=subject)}",
         spec_from_names([concept]),
-        {"<subject>": noun},
+        {word: noun},
         _PLACES,
         f"a photo of a {subject}",
         spec_from_names([what]),
     )
 
 
-LEGO_SETS = (
-    _lego("frozen", "a {s} that is <frozen:strange> in <ice:strange>", "orange duck", "toy",
-          "frozen in ice"),
-    _lego("melted", "a {s} that is <burnt:strange> and <melted:strange>", "blue box", "thing",
-          "burnt and melted"),
-    _lego("crumpled", "a {s} that is <crumpled:strange>", "red hat", "thing", "crumpled"),
-    _lego("closed-eyes", "a {s} with <closed:strange> <eyes:strange>", "orange cat", "animal",
-          "closed eyes"),
-    _lego("arms-raised", "a {s} with <arms:strange> <raised:strange>", "purple bear", "toy",
-          "arms raised"),
-    _lego("smiley", "a {s} with a <smiley:strange> <face:strange>", "blue ball", "toy",
-          "smiley face"),
-    _lego("rope", "a {s} <walking:strange> on a <rope:strange>", "red fox", "animal",
-          "walking on a rope"),
-    _lego("three", "<three:several> {s}", "pink star", "toy", count="three"),
-    _lego("four", "<four:several> {s}", "green mug", "thing", count="four"),
-    _lego("five", "<five:several> {s}", "blue chair", "thing", count="five"),
+_CONCEPTS = (
+    ("frozen", "a {s} that is <frozen:strange> in <ice:strange>", "orange duck: toy",
+     "green pot: thing", "frozen in ice", ""),
+    # Not "<burnt> and <melted>": in this world "and" joins things.
+    ("melted", "a {s} that is <burnt:strange> <melted:strange>", "blue box: thing",
+     "yellow star: toy", "burnt and melted", ""),
+    ("crumpled", "a {s} that is <crumpled:strange>", "red hat: thing",
+     "green ball: toy", "crumpled", ""),
+    ("closed-eyes", "a {s} with <closed:strange> <eyes:strange>", "orange cat: animal",
+     "blue duck: toy", "closed eyes", ""),
+    ("arms-raised", "a {s} with <arms:strange> <raised:strange>", "purple bear: toy",
+     "orange cat: animal", "arms raised", ""),
+    ("smiley", "a {s} with a <smiley:strange> <face:strange>", "blue ball: toy",
+     "pink box: thing", "smiley face", ""),
+    ("rope", "a {s} <walking:strange> on a <rope:strange>", "red fox: animal",
+     "brown bear: toy", "walking on a rope", ""),
+    ("three", "<three:several> {s}", "pink star: toy", "red mug: thing", "", "three"),
+    ("four", "<four:several> {s}", "green mug: thing", "blue star: toy", "", "four"),
+    ("five", "<five:several> {s}", "blue chair: thing", "red duck: toy", "", "five"),
 )  # fmt: skip
+LEGO_SETS = tuple(
+    _lego(name, phrase, thing, state, count) for name, phrase, thing, _, state, count in _CONCEPTS
+)
+"""One thing with and without the concept, as in most of the paper."""
+LEGO_MULTI_SETS = tuple(
+    replace(
+        single,
+        name=f"{single.name}-multi",
+        others=(_lego(name, phrase, other, state, count, "<other>"),),
+    )
+    for single, (name, phrase, _, other, state, count) in zip(LEGO_SETS, _CONCEPTS, strict=True)
+)
+"""Two different things with and without the concept (sec. 5.5, multi-subject)."""
 
 CONCEPT_SETS: dict[str, ConceptSet] = {
     one.name: one
-    for group in (PAIRS, TRIPLES, QUADRUPLES, QUINTUPLES, HELD_OUT, SCAN_SETS, LEGO_SETS)
+    for group in (PAIRS, TRIPLES, QUADRUPLES, QUINTUPLES, HELD_OUT, RELATION_SETS, SCAN_SETS,
+                  LEGO_SETS, LEGO_MULTI_SETS)
     for one in group
-}
+}  # fmt: skip
 
 
 def get_concept_set(name: str) -> ConceptSet:

@@ -23,11 +23,11 @@ from ldm.prompts import parse_sentence
 @pytest.mark.parametrize("name", sorted(CONCEPT_SETS))
 def test_every_set_shows_every_word(name: str) -> None:
     chosen = get_concept_set(name)
-    words = {word.name for word in parse_sentence(chosen.sentence).words}
-    assert set(chosen.shows) <= words
-    for kind, scene in concept_scenes(name, 64, 4):
+    for one in chosen.things:
+        assert set(one.shows) <= {word.name for word in parse_sentence(one.sentence).words}
+    for number, (kind, scene) in enumerate(concept_scenes(name, 64, 4)):
         masks = word_masks(name, scene)
-        assert set(masks) == set(chosen.shows)
+        assert set(masks) == set(chosen.things[number % len(chosen.things)].shows)
         assert all(mask.sum() >= 12 for mask in masks.values()), (name, kind)
         assert np.sum(list(masks.values()), axis=0).max() <= 1
         assert all(one.visible >= 0.5 for one in scene.objects)
@@ -36,7 +36,7 @@ def test_every_set_shows_every_word(name: str) -> None:
 def test_the_papers_sets_are_there() -> None:
     sizes = [len(get_concept_set(name).shows) for name in CONCEPT_SETS if "lego" not in name]
     assert [sizes.count(n) for n in (3, 4, 5)] == [3, 3, 3]
-    assert sum("lego" in name for name in CONCEPT_SETS) == 10
+    assert sum("lego" in name for name in CONCEPT_SETS) == 2 * 10
     assert sum("scan" in name for name in CONCEPT_SETS) == 3
     with pytest.raises(ValueError, match="no concept set is called 'x'"):
         get_concept_set("x")
@@ -69,6 +69,35 @@ def test_a_lego_set_has_both_kinds(tmp_path: Path) -> None:
     assert kinds[3] == ("subject", None)
     with pytest.raises(ValueError, match="at least one picture"):
         concept_scenes("lego-frozen", 32, 1)
+
+
+@pytest.mark.parametrize("count", range(2, 11))
+def test_lego_learns_from_two_to_ten_pictures(tmp_path: Path, count: int) -> None:
+    data = PlayroomConcepts("lego-melted", 16, count, folder=tmp_path / "set")
+    kinds = [item.kind for item in data.items]
+    assert kinds == ["concept"] * ((count + 1) // 2) + ["subject"] * (count // 2)
+    shown = {data[StepKey(step, slot)]["image_id"] for step in range(30) for slot in (0, 1)}
+    assert shown == set(range(count))
+    digests = {scene.image.tobytes() for scene in data.scenes}
+    assert len(digests) == count
+
+
+def test_a_set_of_two_subjects_gives_each_a_word(tmp_path: Path) -> None:
+    data = PlayroomConcepts("lego-melted-multi", 32, folder=tmp_path / "set")
+    kinds = [item.kind for item in data.items]
+    names = [scene.objects[0].name for scene in data.scenes]
+    assert list(zip(kinds, names, strict=True)) == [
+        ("concept", "box"), ("concept", "star"), ("subject", "box"), ("subject", "star"),
+    ]  # fmt: skip
+    states = [scene.objects[0].state for scene in data.scenes]
+    assert states == ["burnt and melted", "burnt and melted", None, None]
+    assert {word.name: (word.start, word.role) for word in data.words} == {
+        "<subject>": ("thing", "noun"), "<other>": ("toy", "noun"),
+        "<burnt>": ("strange", "concept"), "<melted>": ("strange", "concept"),
+    }  # fmt: skip
+    assert [set(data.masks(i)) for i in range(4)] == [{"<subject>"}, {"<other>"}] * 2
+    with pytest.raises(ValueError, match="every kind and thing, so 4, got 3"):
+        concept_scenes("lego-melted-multi", 32, 3)
 
 
 def test_the_data_set_of_a_concept_set(tmp_path: Path) -> None:
