@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ldm.checkpoint import read_state_dict, save_safetensors
 
-KEPT = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
+KEPT = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "network.")
 
 
 def averaged(state: dict[str, Tensor], prefix: str, dropped: str) -> dict[str, Tensor]:

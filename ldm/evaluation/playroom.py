@@ -1,25 +1,32 @@
 """The default model measured on its own drawn world, where the truth is exact."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.concepts.recorder import WordAttention
-from ldm.data.playroom import Scene, scene
+from ldm.concepts.recorder import Positions, WordAttention, named_positions
+from ldm.data.playroom import Scene, SceneSpec, scene
 from ldm.data.playroom.dataset import to_float
+from ldm.evaluation.fidelity import Fidelity, fidelity, relations_of, said, share
+from ldm.evaluation.judge import Judge
 from ldm.evaluation.localisation import SHARES, binary_mask, iou, record_noised
 from ldm.models.autoencoder import psnr
-from ldm.prompts.spans import find_words
+from ldm.modules.attention_control import controlling
+
+#: Far from the seeds of training and its validation.
+SEED = 77
+#: ``sample(captions, first, on_step)``: latents of captions, the first of which has that number.
+Sample = Callable[[Sequence[str], int, Callable[[int, slice], None]], Tensor]
 
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean over examples with its 95% interval (normal approximation)."""
+    """A mean over examples with the half-width of its 95% interval."""
 
     value: float
     interval: float
@@ -27,21 +34,29 @@ class Mean:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Mean":
-        """The mean of some values; not a number when there is none."""
+        """The mean of some values (normal approximation); not a number when there is none."""
         found = np.asarray(list(values), float)
         if not len(found):
             return cls(float("nan"), float("nan"), 0)
         spread = found.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else 0.0
         return cls(float(found.mean()), float(1.96 * spread), len(found))
 
+    @classmethod
+    def share(cls, values: Iterable[bool | float | None]) -> "Mean":
+        """The share of true values (Wilson's interval); None is left out."""
+        found = [value for value in values if value is not None]
+        return cls(*share(found), len(found))
+
     def __str__(self) -> str:
         return f"{self.value:.3f} ± {self.interval:.3f} (n={self.count})"
 
 
-def fresh_scenes(count: int, n_objects: int, size: int, *, seed: int = 77) -> list[Scene]:
+def fresh_scenes(
+    count: int, n_objects: int, size: int = 64, *, seed: int = SEED, masks: bool = True
+) -> list[Scene]:
     """Scenes of named objects that training has not drawn, captioned by their true names."""
     found = (
-        scene(seed, index, size, "named", n_objects=n_objects, templates=False)
+        scene(seed, index, size, "named", n_objects=n_objects, templates=False, masks=masks)
         for index in range(10 * count)
     )
     plain = (one for one in found if len(one.objects) == n_objects and one.spec.scan is None)
@@ -54,23 +69,63 @@ def pictures(scenes: Sequence[Scene]) -> Tensor:
     return torch.stack(arrays).movedim(-1, 1).contiguous()
 
 
-def positions_of(
-    tokens: Any, row: int, caption: str, words: Mapping[str, str]
-) -> dict[str, list[int]]:
-    """Token positions in caption `row` of each named word that it contains."""
-    positions = {}
-    for name, word in words.items():
-        spans = find_words(caption, [word])
-        if spans:
-            positions[name] = tokens.at(row, spans[0].start, spans[0].end)
-    return positions
+def words_of(one: Scene) -> dict[str, str]:
+    """The words of a caption that belong to one object: "noun 0", "colour 0", "adjective 1", ...
+
+    A colour or an adjective that is said of two things is left out.
+    """
+    words = {f"noun {k}": thing.word for k, thing in enumerate(one.objects)}
+    colours = [*(thing.colour for thing in one.objects), one.spec.ground_colour]
+    adjectives = [thing.adjective for thing in one.objects]
+    for kind, values in (("colour", colours), ("adjective", adjectives)):
+        for k in range(len(one.objects)):
+            value = values[k]
+            if value is not None and values.count(value) == 1:
+                words[f"{kind} {k}"] = value
+    return words
 
 
-def _words_of(one: Scene) -> dict[str, str]:
-    words = {f"noun {i}": thing.word for i, thing in enumerate(one.objects)}
-    colours = [thing.colour for thing in one.objects]
-    unique = {f"colour {i}": c for i, c in enumerate(colours) if c and colours.count(c) == 1}
-    return {**words, **unique}
+def word_positions(model: Any, scenes: Sequence[Scene]) -> Positions:
+    """Where the words of `words_of` stand in the captions of scenes."""
+    captions, words = [one.caption for one in scenes], [words_of(one) for one in scenes]
+    spellings = sorted({word for row in words for word in row.values()})
+    tokens = model.cond_stage_model.tokenize(captions)
+    found = named_positions(tokens, captions, spellings)
+    return [
+        {name: at[word] for name, word in row.items() if word in at}
+        for row, at in zip(words, found, strict=True)
+    ]
+
+
+def _recorder(positions: Positions, resolutions: Sequence[int]) -> WordAttention:
+    names = sorted({name for row in positions for name in row})
+    return WordAttention(positions, resolutions, names)
+
+
+def _overlaps(
+    recorder: WordAttention,
+    positions: Positions,
+    truths: Sequence[Mapping[int, np.ndarray]],
+    threshold: float,
+) -> dict[str, list[float]]:
+    """IoU of each word's map with its object's mask (by the object's number), per kind of word."""
+    scores: dict[str, list[float]] = defaultdict(list)
+    maps, size = recorder.maps(), next((m.shape for row in truths for m in row.values()), None)
+    for column, name in enumerate(recorder.words):
+        kind, number = name.split()
+        rows = [k for k, row in enumerate(positions) if name in row and int(number) in truths[k]]
+        if rows:
+            masks = binary_mask(maps[rows, column], threshold, size).cpu()
+            scores[kind] += [
+                iou(m, truths[k][int(number)]) for m, k in zip(masks, rows, strict=True)
+            ]
+    return scores
+
+
+def batches(scenes: Sequence[Scene], size: int) -> Iterator[tuple[int, Sequence[Scene]]]:
+    """The scenes in parts, each with the number of its first."""
+    for first in range(0, len(scenes), size):
+        yield first, scenes[first : first + size]
 
 
 @torch.no_grad()
@@ -82,43 +137,95 @@ def localisation(
     threshold: float = 0.5,
     shares: Sequence[float] = SHARES,
     batch: int = 16,
+    done: Callable[[int], object] = bool,
 ) -> dict[str, Mean]:
-    """IoU of the nouns' and the colours' attention with the true masks of their objects.
+    """IoU of the attention of nouns, colours and other adjectives with the masks of their objects.
 
     Renders are encoded, noised at several levels, and the maps averaged over these, over heads and
-    over the layers of `resolutions`.
+    over the layers of `resolutions`. `done` is told how many scenes each batch had.
     """
     scores: dict[str, list[float]] = defaultdict(list)
-    for first in range(0, len(scenes), batch):
-        part = scenes[first : first + batch]
+    for first, part in batches(scenes, batch):
         latents = model.get_first_stage_encoding(
             model.encode_first_stage(pictures(part).to(model.device)).mode()
         )
-        captions = [one.caption for one in part]
-        tokens = model.cond_stage_model.tokenize(captions)
-        context = model.get_learned_conditioning(captions)
-        positions = [
-            positions_of(tokens, row, one.caption, _words_of(one)) for row, one in enumerate(part)
-        ]
-        names = sorted({name for row in positions for name in row})
-        recorder = WordAttention(positions, resolutions, names)
+        context = model.get_learned_conditioning([one.caption for one in part])
+        positions = word_positions(model, part)
+        recorder = _recorder(positions, resolutions)
         record_noised(model, latents, context, recorder, shares=shares, seed=first)
-        maps = recorder.maps()
-        for column, name in enumerate(recorder.words):
-            masks = binary_mask(maps[:, column], threshold, part[0].image.shape[:2]).cpu()
-            kind, number = name.split()
-            for row, one in enumerate(part):
-                if name in positions[row]:
-                    scores[kind].append(iou(masks[row], one.objects[int(number)].mask))
+        truths = [{k: each.mask for k, each in enumerate(one.objects)} for one in part]
+        for kind, values in _overlaps(recorder, positions, truths, threshold).items():
+            scores[kind] += values
+        done(len(part))
     return {kind: Mean.of(values) for kind, values in sorted(scores.items())}
 
 
+@dataclass
+class Samples:
+    """What was found in pictures sampled from captions.
+
+    `fidelity`, `specs` (what was asked) and `pictures` (n,3,h,w) follow the captions; `overlaps`
+    are IoUs of the words' attention while sampling with the masks that the judge sees.
+    """
+
+    fidelity: list[Fidelity] = field(default_factory=list)
+    specs: list[SceneSpec] = field(default_factory=list)
+    overlaps: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    pictures: list[Tensor] = field(default_factory=list)
+
+
 @torch.no_grad()
-def reconstruction(model: Any, scenes: Sequence[Scene], batch: int = 32) -> Mean:
-    """PSNR in decibels of decoding the mode of each picture's posterior."""
-    values = []
-    for first in range(0, len(scenes), batch):
-        images = pictures(scenes[first : first + batch]).to(model.device)
-        decoded = model.first_stage_model.decode(model.encode_first_stage(images).mode())
-        values += [float(psnr(a[None], b[None])) for a, b in zip(images, decoded, strict=True)]
-    return Mean.of(values)
+def sampled(
+    model: Any,
+    judge: Judge,
+    scenes: Sequence[Scene],
+    sample: Sample,
+    resolutions: Sequence[int],
+    *,
+    threshold: float = 0.5,
+    batch: int = 20,
+    done: Callable[[int], object] = bool,
+) -> Samples:
+    """Sample the captions of scenes and let the judge read the pictures.
+
+    Only what a caption says is asked for. The words' attention is recorded while sampling.
+    """
+    found = Samples()
+    for first, part in batches(scenes, batch):
+        positions = word_positions(model, part)
+        recorder = _recorder(positions, resolutions)
+        captions = [one.caption for one in part]
+        with controlling(model.model.diffusion_model, recorder):
+            latents = sample(captions, first, recorder.begin_step)
+        images = model.decode_first_stage(latents).float().clamp(-1, 1).cpu()
+        specs = [said(one.spec, one.caption, [o.word for o in one.objects]) for one in part]
+        readings = judge.read(images)
+        relations = relations_of(judge, specs, readings, images)
+        triples = zip(specs, readings, relations, strict=True)
+        found.fidelity += [fidelity(*each) for each in triples]
+        truths = []
+        for spec, reading in zip(specs, readings, strict=True):
+            seen = {k: reading.find(one.name) for k, one in enumerate(spec.objects)}
+            truths.append({k: thing.mask for k, thing in seen.items() if thing is not None})
+        for kind, values in _overlaps(recorder, positions, truths, threshold).items():
+            found.overlaps[kind] += values
+        found.specs += specs
+        found.pictures += list(images)
+        done(len(part))
+    return found
+
+
+@torch.no_grad()
+def autoencoded(model: Any, images: Tensor, batch: int = 32) -> Tensor:
+    """Pictures (b,3,h,w) as decoding the mode of their posterior gives them back."""
+    parts = [
+        model.first_stage_model.decode(model.encode_first_stage(part.to(model.device)).mode())
+        for part in images.split(batch)
+    ]
+    return torch.cat(parts).clamp(-1, 1).cpu()
+
+
+def reconstruction(images: Tensor, decoded: Tensor) -> Mean:
+    """PSNR in decibels of pictures that went through the autoencoder (`autoencoded`)."""
+    pairs = zip(images, decoded, strict=True)
+    return Mean.of(float(psnr(a[None], b[None])) for a, b in pairs)

@@ -48,7 +48,7 @@ _PLAIN = ("watermelon", "bananas", "cheese", "spoon", "chair", "tree", "cactus",
 _WOODEN = ("chair", "box", "spoon", "boat", "robot", "house", "taxi", "duck", "pot")
 
 
-def _adjective(rng: Random, thing: Thing) -> str | None:
+def fitting_adjective(rng: Random, thing: Thing) -> str | None:
     """How a thing is made or moves: something that suits it and shows."""
     if rng.random() > 0.32:
         return None
@@ -69,7 +69,7 @@ def _object(rng: Random, name: str, state: str | None = None, count: int = 1) ->
     colour = None
     if rng.random() > 0.25:
         colour = rng.choice([c for c in COLOURS if (c, name) not in UNSEEN_PAIRS])
-    adjective = _adjective(rng, OBJECTS[name])
+    adjective = fitting_adjective(rng, OBJECTS[name])
     return ObjectSpec(name, colour, None if state else adjective, state, count)
 
 
@@ -102,7 +102,7 @@ def _relation(rng: Random, names: list[str], pool: tuple[str, ...]) -> tuple[str
     return rng.choice(ASIDE), _pick(rng, pool, names)
 
 
-def _scene(
+def names_and_relations(
     rng: Random, first: str, pool: tuple[str, ...], wanted: int
 ) -> tuple[list[str], tuple[str, ...]]:
     """Names and relations of `wanted` objects: at most one stack, the rest stands beside it."""
@@ -141,7 +141,7 @@ def sample_spec(rng: Random, split: str = "seen", n_objects: int | None = None) 
     pool = _DRAWN if split == "seen" else _NAMED
     first, colour = _first(rng, split, pool)
     wanted = _count(rng) if n_objects is None else n_objects
-    names, relations = _scene(rng, first, pool, wanted)
+    names, relations = names_and_relations(rng, first, pool, wanted)
     objects = [_object(rng, name) for name in names]
     if colour is not None:
         objects[0] = ObjectSpec(first, colour, objects[0].adjective)

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+import torch
+
+from ldm.checkpoint import save_safetensors
+from ldm.evaluation.judge_network import JudgeNetwork
+from scripts.check_playroom import main
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
+    state = {name: value.half() if value.is_floating_point() else value
+             for name, value in JudgeNetwork().state_dict().items()}  # fmt: skip
+    save_safetensors({f"network.{name}": value for name, value in state.items()}, path)
+    return str(path)
+
+
+@pytest.fixture
+def quick(files, judge, tmp_path):
+    return ["--config", str(files.config), "--ckpt_path", str(files.weights), "--judge", judge,
+            "--out", str(tmp_path), "--scenes", "4", "--judged", "6", "--things", "1", "2",
+            "--maps", "8", "4", "--captions", "4", "--steps", "2", "--samples", "1",
+            "--device", "cpu"]  # fmt: skip
+
+
+def test_the_quick_stages_leave_figures_and_compare_with_themselves(quick, tmp_path, capsys):
+    stages = ["--stages", "judge", "samples"]
+    assert main([*quick, *stages]) == 0
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert written["measured"]["steps"] == 2
+    assert written["figures"]["samples/objects/2"]["count"] == 2
+    assert "judge autoencoded/places" in written["figures"]
+    card = tmp_path / "card.json"
+    card.write_text(json.dumps(written))
+    assert main([*quick, *stages, "--against", str(card)]) == 0
+    written["figures"]["judge/places"] = {"value": 5.0, "interval": 0.1, "count": 9}
+    card.write_text(json.dumps(written))
+    capsys.readouterr()
+    assert main([*quick, "--stages", "judge", "--against", str(card)]) == 1
+    assert "judge/places" in capsys.readouterr().out
+
+
+def test_nonsense_is_refused(quick):
+    with pytest.raises(SystemExit):
+        main([*quick, "--scenes", "0"])
+    with pytest.raises(SystemExit):
+        main([*quick, "--stages", "everything"])
