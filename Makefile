@@ -17,10 +17,11 @@ STAMP := $(VENV)/.installed
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help venv mcpl test quick lint format clean
+.PHONY: help venv mcpl gallery test quick lint format clean
 
 help:
 	@echo "make mcpl    learn the default words with main.py and configs/mcpl.yaml (ARGS=... is passed on)"
+	@echo "make gallery learn words and draw the README's picture, docs/images/teaser.png (ARGS=... is passed on)"
 	@echo "make test    lint and the whole test suite"
 	@echo "make quick   the tests that take seconds"
 	@echo "make lint    ruff check and ruff format --check"
@@ -42,6 +43,9 @@ venv: $(STAMP)
 
 mcpl: $(STAMP)
 	$(BIN)/python main.py --base configs/mcpl.yaml $(ARGS)
+
+gallery: $(STAMP)
+	$(BIN)/python scripts/gallery.py $(ARGS)
 
 test: lint
 	$(PYTEST)

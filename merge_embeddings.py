@@ -11,23 +11,12 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from torch import Tensor
-
-from ldm.checkpoint import read_embeddings
 from ldm.modules.embedding_manager import write_words
+from ldm.modules.word_files import Word, read_renames, read_words
 from ldm.training.cli import Parser
 
 logger = logging.getLogger("merge_embeddings")
-
-
-class Word(NamedTuple):
-    """A learned word: its vectors (k, width), its id where the file has one, and that file."""
-
-    vectors: Tensor
-    id: int | None
-    source: str
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -50,62 +39,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_renames(texts: Sequence[str], paths: Sequence[str]) -> dict[tuple[str | None, str], str]:
-    """(file or ``None``, word) -> new name, from texts such as ``B.pt:*=<cat>``.
+def check_widths(words: dict[str, Word]) -> None:
+    """Refuse words that were learned for different models.
 
     Raises:
-        ValueError: when a text is not of that form.
+        ValueError: naming a file of each.
     """
-    renames: dict[tuple[str | None, str], str] = {}
-    for text in texts:
-        left, equals, new = text.rpartition("=")
-        file = next((path for path in paths if left.startswith(f"{path}:")), None)
-        word = left if file is None else left[len(file) + 1 :]
-        if not (equals and word and new.strip()):
-            raise ValueError(f"--rename {text!r}: expected WORD=NEW or FILE:WORD=NEW")
-        renames[file, word] = new.strip()
-    return renames
-
-
-def merge(paths: Sequence[str], renames: dict[tuple[str | None, str], str]) -> dict[str, Word]:
-    """The words of all files under their new names.
-
-    Raises:
-        ValueError: when two words have one name, their widths differ, or a rename is of no word.
-    """
-    words: dict[str, Word] = {}
-    unused = set(renames)
-    for path in paths:
-        read = read_embeddings(path)
-        for name, vectors in read.vectors.items():
-            key = next((key for key in ((path, name), (None, name)) if key in renames), None)
-            unused.discard(key)
-            new = name if key is None else renames[key]
-            word = Word(vectors, read.tokens.get(name) if new == name else None, path)
-            _check(new, word, words)
-            words[new] = word
-    if unused:
-        names = [
-            word if file is None else f"{file}:{word}" for file, word in sorted(unused, key=str)
-        ]
-        raise ValueError(
-            f"--rename: there is no word {', '.join(names)}; the words are {list(words)}"
-        )
-    return words
-
-
-def _check(name: str, word: Word, words: dict[str, Word]) -> None:
-    """Refuse a word that cannot stand beside the others."""
-    if name in words:
-        raise ValueError(
-            f"the word {name!r} is in {words[name].source} and in {word.source}: rename one of "
-            f"them, for example --rename '{word.source}:{name}=<another>'"
-        )
-    for other in words.values():
-        if other.vectors.shape[1] != word.vectors.shape[1]:
+    first = next(iter(words.values()), None)
+    for word in words.values():
+        if first is not None and word.vectors.shape[1] != first.vectors.shape[1]:
             raise ValueError(
-                f"{word.source} was learned for another model than {other.source}: its words are "
-                f"{word.vectors.shape[1]} wide, the others {other.vectors.shape[1]}"
+                f"{word.source} was learned for another model than {first.source}: its words are "
+                f"{word.vectors.shape[1]} wide, the others {first.vectors.shape[1]}"
             )
 
 
@@ -127,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = build_parser().parse_args(arguments)
         paths = list(dict.fromkeys(options.manager_ckpts))
-        words = merge(paths, read_renames(options.rename, paths))
+        words = read_words(paths, read_renames(options.rename, paths))
+        check_widths(words)
         vectors = {name: word.vectors for name, word in words.items()}
         write_words(Path(options.output_path), vectors, numbered(words))
     except (ValueError, OSError) as error:

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -12,12 +12,15 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from ldm.checkpoint import load_with_report, read_embeddings, read_state_dict
+from ldm.checkpoint import load_with_report, read_state_dict
+from ldm.editing.attend_excite import ExcitedSampler, ExciteOptions
 from ldm.models.diffusion.ancestral import sample_ddpm
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
+from ldm.models.diffusion.sampler import Sampler
 from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.modules.word_files import Renames, read_words
 from ldm.prompts.sentence import RANDOM, LearnableWord
 from ldm.training.config import put_backbone_under, read_yaml
 from ldm.util import freeze, instantiate_from_config
@@ -31,13 +34,21 @@ CONFIG_OF_WIDTH = {
     768: "configs/stable-diffusion/v1-inference.yaml",
     128: "configs/backbones/playroom.yaml",
 }
-SAMPLERS = {"ddim": DDIMSampler, "plms": PLMSSampler, "dpm": DPMSolverSampler}
+SAMPLERS: dict[str, Callable[[Any], Sampler]] = {
+    "ddim": DDIMSampler,
+    "plms": PLMSSampler,
+    "dpm": DPMSolverSampler,
+}
 CONTEXT_KEY = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight$")
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """How pictures are drawn.
+
+    Each picture has a seed of its own: `seed` plus its number, or `seed` itself with `fixed_code`.
+    Where drawing starts from a given picture, `strength` is the share of the way to pure noise that
+    it goes back first.
 
     Raises:
         ValueError: for counts below one, an unknown sampler or a strength outside (0, 1].
@@ -51,6 +62,7 @@ class SamplingOptions:
     width: int | None = None
     seed: int = 42
     fixed_code: bool = False
+    strength: float = 0.75
 
     def __post_init__(self) -> None:
         if self.sampler not in (*SAMPLERS, "ancestral"):
@@ -59,6 +71,15 @@ class SamplingOptions:
             )
         if self.steps < 1:
             raise ValueError(f"{self.steps} sampling steps: at least 1 is needed")
+        if not 0 < self.strength <= 1:
+            raise ValueError(
+                f"strength {self.strength}: give more than 0 (the picture itself) and at most 1 "
+                "(a new one)"
+            )
+
+    def seed_of(self, number: int) -> int:
+        """The seed of one picture, by which it can be drawn again alone."""
+        return self.seed if self.fixed_code else self.seed + number
 
 
 def rooted(path: str | Path) -> Path:
@@ -137,7 +158,7 @@ def load_model_from_config(
     """
     if not isinstance(state, Mapping):
         source, state = state, read_state_dict(rooted(state))
-    described = OmegaConf.to_container(config.get("model", config), resolve=True)
+    described: Any = OmegaConf.to_container(config.get("model", config), resolve=True)
     described["params"].pop("personalization_config", None)
     described["params"].pop("ckpt_path", None)
     try:
@@ -148,36 +169,30 @@ def load_model_from_config(
     return freeze(model).to(device)
 
 
-def load_words(model: Any, paths: Sequence[str | Path]) -> list[str]:
-    """Give `model` the words of embedding files; returns their names.
+def load_words(
+    model: Any, paths: Sequence[str | Path], renames: Renames | None = None
+) -> list[str]:
+    """Give `model` the words of embedding files; returns their names, after `renames`.
 
     Raises:
         ValueError: when a word is in two files, or is not as wide as the model's text encoder.
     """
     encoder = model.cond_stage_model
-    vectors: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}
-    for path in paths:
-        for word, value in read_embeddings(path).vectors.items():
-            if word in origin:
-                raise ValueError(
-                    f"the word {word!r} is in {origin[word]} and in {path}; rename one of them "
-                    "with merge_embeddings.py"
-                )
-            if value.shape[-1] != encoder.width:
-                needs = CONFIG_OF_WIDTH.get(value.shape[-1])
-                raise ValueError(
-                    f"{path}: the word {word!r} is {value.shape[-1]} wide, this model's text "
-                    f"encoder {encoder.width}"
-                    + (f"; it was learned for a model of {needs}" if needs else "")
-                )
-            vectors[word], origin[word] = value, str(path)
-    words = [LearnableWord(word, RANDOM, len(value)) for word, value in vectors.items()]
+    found = read_words(paths, renames)
+    for name, word in found.items():
+        width = word.vectors.shape[-1]
+        if width != encoder.width:
+            needs = CONFIG_OF_WIDTH.get(width)
+            raise ValueError(
+                f"{word.source}: the word {name!r} is {width} wide, this model's text encoder "
+                f"{encoder.width}" + (f"; it was learned for a model of {needs}" if needs else "")
+            )
+    words = [LearnableWord(name, RANDOM, len(word.vectors)) for name, word in found.items()]
     manager = EmbeddingManager(encoder, words=words)
-    for word, value in vectors.items():
-        manager.string_to_param_dict[word].data.copy_(value)
+    for name, word in found.items():
+        manager.string_to_param_dict[name].data.copy_(word.vectors)
     model.embedding_manager = freeze(manager).to(model.device)
-    return list(vectors)
+    return list(found)
 
 
 def check_prompts(prompts: Sequence[str], known: Sequence[str]) -> None:
@@ -221,21 +236,29 @@ def sample_latents(
     *,
     first: int = 0,
     progress: bool = True,
+    start: Tensor | None = None,
+    excite: ExciteOptions | None = None,
     **sampler_options: Any,
 ) -> Tensor:
     """Latents (b, c, h, w), one per prompt.
 
-    Picture number `first` + i has a random stream of its own (seed + its number), so that it does
-    not depend on how pictures are grouped into batches. `sampler_options` go to the sampler.
+    Picture number `first` + i has a random stream of its own (`SamplingOptions.seed_of`), so that
+    it does not depend on how pictures are grouped into batches. `start` are clean latents (c, h, w)
+    or (b, c, h, w) to begin with instead of noise, `excite` the words to be seen to (Attend-and-
+    Excite). `sampler_options` go to the sampler.
+
+    Raises:
+        ValueError: for Attend-and-Excite with ancestral sampling.
     """
-    shape = latent_shape(model, options)
-    numbers = [0 if options.fixed_code else first + i for i in range(len(prompts))]
-    generators = [torch.Generator().manual_seed(options.seed + number) for number in numbers]
+    shape = latent_shape(model, options) if start is None else list(start.shape[-3:])
+    seeds = [options.seed_of(first + i) for i in range(len(prompts))]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     x_T = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(model.device)
+    if start is not None:
+        start = start.to(x_T).expand_as(x_T)
     cond = model.get_learned_conditioning(list(prompts))
     uncond = model.get_learned_conditioning([""] * len(prompts)) if options.scale != 1.0 else None
     common = {
-        "x_T": x_T,
         "generator": generators,
         "verbose": progress,
         "unconditional_guidance_scale": options.scale,
@@ -243,13 +266,37 @@ def sample_latents(
         **sampler_options,
     }
     if options.sampler == "ancestral":
-        samples, _ = sample_ddpm(model, len(prompts), shape, cond, **common)
-    else:
-        sampler = SAMPLERS[options.sampler](model)
-        samples, _ = sampler.sample(
-            options.steps, len(prompts), shape, cond, eta=options.eta, **common
-        )
-    return samples
+        if excite is not None:
+            raise ValueError(f"Attend-and-Excite needs one of the samplers {list(SAMPLERS)}")
+        return _sample_ancestral(model, cond, x_T, start, options.strength, common)
+    sampler = SAMPLERS[options.sampler](model)
+    if excite is not None:
+        sampler = ExcitedSampler(sampler, prompts, excite)
+    if start is None:
+        return sampler.sample(
+            options.steps, len(x_T), shape, cond, eta=options.eta, x_T=x_T, **common
+        )[0]
+    sampler.make_schedule(options.steps, ddim_eta=options.eta, verbose=False)
+    back = max(1, int(options.strength * options.steps))
+    noisy = sampler.stochastic_encode(start, back, noise=x_T)
+    return sampler.decode(noisy, cond, back, **common)
+
+
+def _sample_ancestral(
+    model: Any,
+    cond: Any,
+    x_T: Tensor,
+    start: Tensor | None,
+    strength: float,
+    common: dict[str, Any],
+) -> Tensor:
+    """Latents through every timestep, from noise or from `start` at the level of `strength`."""
+    count = None
+    if start is not None:
+        count = max(1, int(strength * model.num_timesteps))
+        times = torch.full((len(x_T),), count - 1, device=x_T.device)
+        x_T = model.q_sample(start, times, x_T)
+    return sample_ddpm(model, len(x_T), x_T.shape[1:], cond, x_T=x_T, timesteps=count, **common)[0]
 
 
 def sample_images(
@@ -259,11 +306,12 @@ def sample_images(
     *,
     count: int = 4,
     batches: int = 1,
-    progress: bool = True,
+    **details: Any,
 ) -> Iterator[Tensor]:
-    """Pictures (count, 3, H, W) in [-1, 1] of one prompt, batch by batch."""
+    """Pictures (count, 3, H, W) in [-1, 1] of one prompt, batch by batch.
+
+    `details` are those of `sample_latents`.
+    """
     for batch in range(batches):
-        latents = sample_latents(
-            model, [prompt] * count, options, first=batch * count, progress=progress
-        )
+        latents = sample_latents(model, [prompt] * count, options, first=batch * count, **details)
         yield model.decode_first_stage(latents).clamp(-1, 1)

@@ -19,19 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from ldm.checkpoint import write_atomic
 from ldm.concepts.recorder import Positions, WordAttention, named_positions
 from ldm.data.images import load_image
 from ldm.editing.inversion import encode_images, fit_image, picture_size, sampling_plan
-from ldm.evaluation.localisation import SHARES, binary_mask, iou, record_noised
-from ldm.inference import SamplingOptions, check_prompts, load_model, load_words, sample_latents
+from ldm.evaluation.localisation import SHARES, binary_mask, compete, iou, record_noised
+from ldm.inference import SamplingOptions, sample_latents
 from ldm.modules.attention import AttentionSite, Grid
 from ldm.modules.attention_control import controlling
 from ldm.prompts.sentence import as_words, parse_sentence
+from ldm.training.flags import add_model_flags, numbers, open_model, shares
 from ldm.visual import (
     WORD_COLOURS,
     Cell,
@@ -52,25 +51,6 @@ PLACES = ("down", "mid", "up")
 SHOWN = 512
 
 
-def numbers(text: str) -> list[int]:
-    """A list such as ``16,8``."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers such as 16,8") from None
-
-
-def shares(text: str) -> list[float]:
-    """A list of numbers from 0 to 1, such as ``0.1,0.5``."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = [-1.0]
-    if not all(0 <= value <= 1 for value in values):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected shares from 0 to 1 such as 0.1,0.5")
-    return values
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The options of this script."""
     parser = argparse.ArgumentParser(description="Show where the words of a sentence look.")
@@ -81,10 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--prompt", help="look at pictures while they are drawn, instead of given ones")
     add("--words", type=as_words, default=(), metavar="A,B",
         help="words to look at, learned or plain ones; default: the learned ones")
-    add("--embedding_path", "--embedding-path", action="append", default=[], metavar="FILE",
-        help="learned words; repeat for several files")
-    add("--ckpt_path", "--ckpt", metavar="FILE", help="weights of the model")
-    add("--config", metavar="YAML", help="the model's configuration")
+    add_model_flags(parser)
     add("--outdir", default="outputs/attend", help="where results are written")
     add("--masks", metavar="FOLDER", help="true masks <picture>-<word>.png, white on black")
     add("--threshold", type=float, default=0.5, metavar="K",
@@ -103,7 +80,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--ddim_steps", type=int, default=50, help="sampling steps")
     add("--scale", type=float, default=5.0, help="guidance; 1 is none")
     add("--seed", type=int, default=42)
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     # fmt: on
     return parser
 
@@ -258,18 +234,6 @@ def look_at_drawing(model: Any, prompt: str, options: argparse.Namespace) -> lis
 # Results -----------------------------------------------------------------------------------------
 
 
-def compete(maps: Mapping[str, Tensor], size: tuple[int, int], threshold: float) -> np.ndarray:
-    """To which word each pixel belongs: uint8 `size`, 0 for none, else the word's number from 1.
-
-    Maps are divided by their own maximum; the strongest one wins where any is above the threshold.
-    """
-    stack = torch.stack(list(maps.values()))
-    stack = stack / stack.amax((-2, -1), keepdim=True).clamp(min=1e-12)
-    stack = F.interpolate(stack[None], size, mode="bilinear")[0]
-    strongest, which = stack.max(0)
-    return torch.where(strongest > threshold, which + 1, 0).to(torch.uint8).numpy()
-
-
 def describe(mask: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
     """Box (left, top, right, bottom; the last two behind it), area and overlap of a bool mask."""
     rows, columns = np.nonzero(mask.any(1))[0], np.nonzero(mask.any(0))[0]
@@ -380,9 +344,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check(options)
         sentence = plain_text(options.prompt or options.sentence)
-        model = load_model(options.ckpt_path, options.config, device=options.device)
-        known = load_words(model, options.embedding_path) if options.embedding_path else []
-        check_prompts([sentence], known)
+        model = open_model(options, [sentence])
         look = look_at_drawing if options.prompt else look_at_images
         for looked in look(model, sentence, options):
             for word, found in write(looked, sentence, options)["words"].items():

@@ -23,8 +23,9 @@ from ldm.editing import EditOptions, Inversion, ddim_inversion, edit, null_text_
 from ldm.editing import replace_word as replaced
 from ldm.editing.edit import METHODS, Edited
 from ldm.editing.inversion import encode_images, fit_image, picture_size
-from ldm.inference import SamplingOptions, check_prompts, latent_shape, load_model, load_words
+from ldm.inference import SamplingOptions, latent_shape
 from ldm.prompts.sentence import as_words
+from ldm.training.flags import add_model_flags, numbers, open_model, origin
 from ldm.visual import Cell, outline, panel, save_png, to_uint8
 
 logger = logging.getLogger("edit")
@@ -37,14 +38,6 @@ def window(text: str) -> float | tuple[float, ...]:
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected 0.8, or 0.2,0.8") from None
     return values[0] if len(values) == 1 else values
-
-
-def numbers(text: str) -> list[int]:
-    """A list such as ``16,8``."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers such as 16,8") from None
 
 
 def assignment(text: str) -> tuple[str, str]:
@@ -78,10 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image", metavar="FILE", help="change this picture instead of a drawn one")
     add("--inversion", choices=("null", "ddim"), default="null",
         help="how the noise of a given picture is found: fitted to guidance, or without")
-    add("--embedding_path", "--embedding-path", action="append", default=[], metavar="FILE",
-        help="learned words; repeat for several files")
-    add("--ckpt_path", "--ckpt", metavar="FILE", help="weights of the model")
-    add("--config", metavar="YAML", help="the model's configuration")
+    add_model_flags(parser)
     add("--outdir", default="outputs/edit", help="where pictures are written")
     add("--steps", type=int, default=50, help="sampling steps")
     add("--scale", type=float, default=5.0, help="guidance; 1 is none")
@@ -99,7 +89,6 @@ def build_parser() -> argparse.ArgumentParser:
     add("--threshold", type=float, default=0.3, help="of the highest attention, for the mask")
     add("--resolution", type=numbers, metavar="N,M", help="sizes of the maps for the mask")
     add("--size", type=int, help="longer side of the picture in pixels; default: the model's")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     # fmt: on
     return parser
 
@@ -170,8 +159,7 @@ def write(done: Edited, target: str, options: argparse.Namespace) -> list[Path]:
         "seed": str(options.seed),
         "steps": str(options.steps),
         "scale": str(options.scale),
-        "words": ", ".join(Path(path).name for path in options.embedding_path),
-        "model": Path(options.ckpt_path).name if options.ckpt_path else "playroom",
+        **origin(options),
     }
     rows, written = [], []
     name = Path(options.image).stem if options.image else ""
@@ -201,9 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.n_samples < 1:
             raise ValueError(f"--n_samples {options.n_samples}: at least 1 is needed")
         target = make_target(options)
-        model = load_model(options.ckpt_path, options.config, device=options.device)
-        known = load_words(model, options.embedding_path) if options.embedding_path else []
-        check_prompts([options.prompt, target], known)
+        model = open_model(options, [options.prompt, target])
         written = write(change(model, target, options), target, options)
     except (ValueError, OSError) as error:
         logger.error("error: %s", error)

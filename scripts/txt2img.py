@@ -16,26 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from ldm.inference import (
-    SamplingOptions,
-    check_prompts,
-    load_model,
-    load_words,
-    sample_images,
-)
+from ldm.data.images import load_image
+from ldm.editing.attend_excite import ExciteOptions
+from ldm.editing.inversion import encode_images, fit_image, picture_size
+from ldm.inference import SamplingOptions, sample_images
+from ldm.prompts.sentence import as_words
 from ldm.training.cli import Parser
+from ldm.training.flags import add_model_flags, count, numbers, open_model, origin
 from ldm.visual import image_grid, save_png, to_uint8
 
 logger = logging.getLogger("txt2img")
-
-
-def count(text: str) -> int:
-    """A number that is at least one."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number}: at least 1 is needed")
-    return number
 
 
 def build_parser(**defaults: Any) -> argparse.ArgumentParser:
@@ -44,10 +36,7 @@ def build_parser(**defaults: Any) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--prompt", action="append", help="what to draw; repeat for several")
     add("--from-file", help="a text file with one prompt a line")
-    add("--embedding_path", "--embedding-path", action="append", default=[], metavar="FILE",
-        help="learned words; repeat for several files")  # fmt: skip
-    add("--ckpt_path", "--ckpt", default=None, metavar="FILE", help="weights of the model")
-    add("--config", default=None, metavar="YAML", help="the model's configuration")
+    add_model_flags(parser)
     add("--outdir", default="outputs/txt2img-samples", help="where pictures are written")
     add("--n_samples", type=count, default=4, help="pictures in a batch")
     add("--n_iter", type=count, default=1, help="batches for each prompt")
@@ -60,13 +49,21 @@ def build_parser(**defaults: Any) -> argparse.ArgumentParser:
     add("--H", type=int, default=None, help="height in pixels")
     add("--W", type=int, default=None, help="width in pixels")
     add("--seed", type=int, default=42, help="seed of the first picture; the next ones count up")
+    add("--init-img", "--init_img", default=None, metavar="FILE",
+        help="begin with this picture; --H or --W then says how long its longer side is",
+    )  # fmt: skip
+    add("--strength", type=float, default=0.75,
+        help="how far to go back from the picture: near 0 keeps it, 1 is a new one")  # fmt: skip
+    add("--attend_excite", "--attend-excite", type=as_words, default=(), metavar="A,B",
+        help="words that must be seen in the picture (Attend-and-Excite)")  # fmt: skip
+    add("--resolution", type=numbers, default=None, metavar="N,M",
+        help="sizes of the attention maps for that; default: the model's")  # fmt: skip
     add("--fixed_code", action="store_true", help="every picture starts from the same noise")
     add("--n_rows", type=int, default=0, help="columns of the grid")
     add("--skip_grid", action="store_true", help="write single pictures only")
     add("--skip_save", action="store_true", help="write the grid only")
     add("--precision", choices=("full", "autocast"), default="full",
         help="full is float32, autocast bfloat16")  # fmt: skip
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw")
     parser.set_defaults(**defaults)
     return parser
 
@@ -88,9 +85,13 @@ def read_prompts(options: argparse.Namespace) -> list[str]:
     return prompts
 
 
-def draw(model: Any, prompts: Sequence[str], options: argparse.Namespace) -> list[Path]:
-    """Draw every prompt and write single pictures and a grid; returns the files."""
-    sampling = SamplingOptions(
+def make_sampling(options: argparse.Namespace) -> SamplingOptions:
+    """How pictures are drawn, as the command line says.
+
+    Raises:
+        ValueError: for a number out of range.
+    """
+    return SamplingOptions(
         sampler="plms" if options.plms else options.sampler,
         steps=options.ddim_steps,
         scale=options.scale,
@@ -99,16 +100,41 @@ def draw(model: Any, prompts: Sequence[str], options: argparse.Namespace) -> lis
         width=options.W,
         seed=options.seed,
         fixed_code=options.fixed_code,
+        strength=options.strength,
     )
+
+
+def read_start(model: Any, options: argparse.Namespace) -> Tensor | None:
+    """The latents (1, c, h, w) of the picture to begin with, if there is one.
+
+    Raises:
+        ValueError: when the file is no picture.
+    """
+    if options.init_img is None:
+        return None
+    longest = max(options.H or 0, options.W or 0) or None
+    image = fit_image(load_image(options.init_img), *picture_size(model, longest))
+    return encode_images(model, image)
+
+
+def draw(
+    model: Any, prompts: Sequence[str], sampling: SamplingOptions, options: argparse.Namespace
+) -> list[Path]:
+    """Draw every prompt and write single pictures and a grid; returns the files."""
+    start = read_start(model, options)
+    excite = None
+    if options.attend_excite:
+        excite = ExciteOptions(options.attend_excite, resolutions=options.resolution)
     out = Path(options.outdir)
     (out / "samples").mkdir(parents=True, exist_ok=True)
     taken = [int(path.stem) for path in (out / "samples").glob("*.png") if path.stem.isdecimal()]
     first, written = max(taken, default=-1) + 1, []
     for prompt in prompts:
-        pictures: list[torch.Tensor] = []
+        pictures: list[Tensor] = []
         for images in sample_images(
-            model, prompt, sampling, count=options.n_samples, batches=options.n_iter
-        ):
+            model, prompt, sampling, count=options.n_samples, batches=options.n_iter, start=start,
+            excite=excite,
+        ):  # fmt: skip
             for picture in images.cpu():
                 number = len(pictures)
                 pictures.append(picture)
@@ -120,7 +146,7 @@ def draw(model: Any, prompts: Sequence[str], options: argparse.Namespace) -> lis
         if not options.skip_grid:
             path = free_name(out, prompt)
             grid = image_grid(torch.stack(pictures), options.n_rows or options.n_samples)
-            save_png(path, grid, metadata(prompt, sampling, options, None))
+            save_png(path, grid, metadata(prompt, sampling, options, 0))
             written.append(path)
     return written
 
@@ -133,20 +159,23 @@ def free_name(folder: Path, prompt: str) -> Path:
 
 
 def metadata(
-    prompt: str, sampling: SamplingOptions, options: argparse.Namespace, number: int | None
+    prompt: str, sampling: SamplingOptions, options: argparse.Namespace, number: int
 ) -> dict[str, str]:
-    """What a picture was made with, kept in the file; its noise is that of seed + number."""
-    return {
+    """What a picture was made with, kept in the file: with its own seed it can be drawn alone."""
+    note = {
         "prompt": prompt,
-        "seed": str(sampling.seed),
-        "number": "" if number is None else str(number),
+        "seed": str(sampling.seed_of(number)),
         "sampler": sampling.sampler,
         "steps": str(sampling.steps),
         "scale": str(sampling.scale),
         "eta": str(sampling.eta),
-        "words": ", ".join(Path(path).name for path in options.embedding_path),
-        "model": Path(options.ckpt_path).name if options.ckpt_path else "playroom",
+        **origin(options),
     }
+    if options.init_img:
+        note |= {"init_img": Path(options.init_img).name, "strength": str(sampling.strength)}
+    if options.attend_excite:
+        note["attend_excite"] = ", ".join(options.attend_excite)
+    return note
 
 
 def main(arguments: Sequence[str] | None = None, **defaults: Any) -> int:
@@ -155,12 +184,11 @@ def main(arguments: Sequence[str] | None = None, **defaults: Any) -> int:
     try:
         options = build_parser(**defaults).parse_args(arguments)
         prompts = read_prompts(options)
-        model = load_model(options.ckpt_path, options.config, device=options.device)
-        known = load_words(model, options.embedding_path) if options.embedding_path else []
-        check_prompts(prompts, known)
+        sampling = make_sampling(options)
+        model = open_model(options, prompts)
         kind = torch.device(options.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=options.precision == "autocast"):
-            written = draw(model, prompts, options)
+            written = draw(model, prompts, sampling, options)
     except (ValueError, OSError) as error:
         logger.error("error: %s", error)
         return 1

@@ -5,6 +5,7 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_torch
+from ldm.editing import ExciteOptions
 from ldm.inference import (
     SAMPLERS,
     SamplingOptions,
@@ -23,6 +24,12 @@ from ldm.prompts.sentence import LearnableWord
 from tests.training.toy import METHOD, write_toy
 
 QUICK = SamplingOptions(steps=3, scale=2.0)
+
+
+def load_model_of_few_steps(model):
+    """The same network over a schedule of 12 timesteps, all of which are visited."""
+    model.register_schedule(timesteps=12, linear_start=0.07, linear_end=0.5)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +134,14 @@ class TestWords:
         assert "vocabulary" not in caplog.text
 
     def test_one_word_in_two_files(self, model, words):
-        with pytest.raises(ValueError, match=r"<cat>.*0\.pt.*merge_embeddings"):
+        with pytest.raises(ValueError, match=r"<cat>.*0\.pt.*--rename"):
             load_words(model, [words[0], words[0]])
+
+    def test_a_clash_is_renamed(self, model, words):
+        renames = {(str(words[0]), "<cat>"): "<tom>"}
+        assert load_words(model, words, renames) == ["<tom>", "<x>"]
+        with pytest.raises(ValueError, match=r"no word <dog>.*<cat>"):
+            load_words(model, words, {(None, "<dog>"): "<tom>"})
 
     def test_words_of_another_width(self, model, tmp_path):
         save_torch({"<cat>": torch.ones(1, 768)}, tmp_path / "sd.pt")
@@ -166,6 +179,47 @@ class TestSampling:
         latents = sample_latents(model, ["a bear", "a bear"], fixed, progress=False)
         torch.testing.assert_close(latents[0], latents[1], rtol=1e-3, atol=1e-4)
 
+    @pytest.mark.parametrize("sampler", [*SAMPLERS, "ancestral"])
+    def test_a_picture_to_begin_with(self, model, sampler):
+        """The less strength, the nearer to it; at full strength another picture."""
+        if sampler == "ancestral":
+            model = load_model_of_few_steps(model)
+        start = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(1))
+        gaps = []
+        for strength in (0.2, 0.6, 1.0):
+            options = SamplingOptions(sampler=sampler, steps=5, scale=1.0, strength=strength)
+            latents = sample_latents(model, ["a bear"] * 2, options, start=start, progress=False)
+            assert latents.shape == (2, 4, 8, 8)
+            gaps.append((latents - start).square().mean().item())
+        assert gaps[0] < gaps[1]
+        assert gaps[0] < gaps[2]
+
+    def test_a_picture_to_begin_with_is_encoded_and_decoded_as_in_the_public_script(self, model):
+        start = torch.randn(1, 4, 8, 8)
+        options = SamplingOptions(steps=10, scale=2.0, strength=0.5, seed=3)
+        found = sample_latents(model, ["a bear"], options, start=start, progress=False)
+        sampler = SAMPLERS["ddim"](model)
+        sampler.make_schedule(10, ddim_eta=0.0, verbose=False)
+        noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))[None]
+        noisy = sampler.stochastic_encode(start, torch.tensor([5]), noise=noise)
+        cond, uncond = (model.get_learned_conditioning([text]) for text in ("a bear", ""))
+        expected = sampler.decode(
+            noisy, cond, 5, unconditional_guidance_scale=2.0, unconditional_conditioning=uncond
+        )
+        assert torch.equal(found, expected)
+
+    def test_every_picture_has_a_seed_of_its_own(self, model):
+        together = sample_latents(model, ["a bear"] * 2, QUICK, progress=False)
+        own = SamplingOptions(steps=3, scale=2.0, seed=QUICK.seed_of(1))
+        alone = sample_latents(model, ["a bear"], own, progress=False)
+        torch.testing.assert_close(alone, together[1:], rtol=1e-3, atol=1e-4)
+        assert SamplingOptions(fixed_code=True).seed_of(7) == 42
+
+    def test_ancestral_sampling_cannot_be_excited(self, model):
+        options = SamplingOptions(sampler="ancestral")
+        with pytest.raises(ValueError, match=r"Attend-and-Excite.*ddim"):
+            sample_latents(model, ["a bear"], options, excite=ExciteOptions(["bear"]))
+
     def test_pictures(self, model):
         options = SamplingOptions(steps=1, height=16, width=32)
         batches = list(sample_images(model, "a bear", options, count=2, batches=2, progress=False))
@@ -179,7 +233,7 @@ class TestSampling:
             with pytest.raises(ValueError, match=f"--W {wrong}: .*multiple of 4"):
                 latent_shape(model, SamplingOptions(width=wrong))
 
-    @pytest.mark.parametrize("wrong", [{"steps": 0}, {"sampler": "magic"}])
+    @pytest.mark.parametrize("wrong", [{"steps": 0}, {"sampler": "magic"}, {"strength": 1.5}])
     def test_options_out_of_range(self, wrong):
         with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
             SamplingOptions(**wrong)

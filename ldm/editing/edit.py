@@ -22,16 +22,16 @@ from ldm.editing.align import (
 )
 from ldm.editing.blend import LocalBlend, WordWatch
 from ldm.editing.controllers import CrossEdit, Moved, PromptToPrompt, Reweighted
-from ldm.editing.inversion import Inversion, NullTextSampler, sampling_plan
-from ldm.models.diffusion.ddim import DDIMSampler
-from ldm.models.diffusion.sampler import Sampler, start_latent
+from ldm.editing.inversion import Inversion, draw, sampling_plan
+from ldm.models.diffusion.sampler import start_latent
 from ldm.models.diffusion.sampling import Generators
 from ldm.modules.attention_control import controlling
 from ldm.prompts.spans import find_words
 
 METHODS = ("auto", "replace", "refine")
 _ARTICLE_BEFORE = re.compile(r"(?<!\S)(a|an|the)\s+$", re.IGNORECASE)
-_ARTICLE_FIRST = re.compile(r"(a|an|the)\s", re.IGNORECASE)
+_ADJECTIVE_BEFORE = re.compile(r"(?<!\S)(a|an|the)\s+\S+\s+$", re.IGNORECASE)
+_ARTICLE_FIRST = re.compile(r"(a|an|the)\s+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -124,21 +124,25 @@ def edit(
         x_T = inversion.noise
     shape = model.latent_shape() if x_T is None else x_T.shape[1:]
     x_T = start_latent(model, (len(sources), *shape), x_T, generator)
+    common: dict[str, Any] = {
+        "steps": options.steps,
+        "scale": options.scale,
+        "nulls": () if inversion is None else inversion.nulls,
+        "progress": progress,
+    }
     if sources == targets and all(factor == 1 for factor in options.reweight.values()):
-        latents = _sample(model, sources, x_T, options, inversion, progress=progress)
+        latents = draw(model, sources, x_T, **common)
         images = model.decode_first_stage(latents).clamp(-1, 1)
         return Edited(images, images.clone(), latents, latents.clone())
     controller, blend = make_controller(model, sources, targets, options)
     with controlling(model.model.diffusion_model, controller):
-        latents = _sample(
+        latents = draw(
             model,
             [*sources, *targets],
             torch.cat([x_T, x_T]),
-            options,
-            inversion,
-            progress=progress,
             on_step=controller.begin_step,
             revise=blend,
+            **common,
         )
     images = model.decode_first_stage(latents).clamp(-1, 1)
     (drawn, changed), (before, after) = images.chunk(2), latents.chunk(2)
@@ -152,38 +156,6 @@ def _check_inversion(inversion: Inversion, sources: Sequence[str], options: Edit
         made, asked = {**made, "scale": inversion.scale}, {**asked, "scale": options.scale}
     if made != asked:
         raise ValueError(f"the inversion was made with {made}, the edit asks for {asked}")
-
-
-def _sample(
-    model: Any,
-    prompts: list[str],
-    x_T: Tensor,
-    options: EditOptions,
-    inversion: Inversion | None,
-    *,
-    progress: bool,
-    **hooks: Any,
-) -> Tensor:
-    """Latents of `prompts` by DDIM; an inversion's pictures come once or as pairs."""
-    sampler: Sampler = DDIMSampler(model)
-    if inversion is not None and inversion.nulls:
-        times = len(prompts) // len(inversion.prompts)
-        sampler = NullTextSampler(model, [torch.cat([null] * times) for null in inversion.nulls])
-    uncond = None
-    if options.scale != 1.0:
-        uncond = model.get_learned_conditioning([""] * len(prompts))
-    latents, _ = sampler.sample(
-        options.steps,
-        len(prompts),
-        x_T.shape[1:],
-        model.get_learned_conditioning(prompts),
-        x_T=x_T,
-        verbose=progress,
-        unconditional_guidance_scale=options.scale,
-        unconditional_conditioning=uncond,
-        **hooks,
-    )
-    return latents
 
 
 # From prompts to a controller --------------------------------------------------------------------
@@ -261,6 +233,9 @@ def _places(prompt: PromptTokens, words: Sequence[str] | Mapping[str, float]) ->
 def replace_word(prompt: str, word: str, text: str) -> str:
     """`prompt` with every `word` replaced by `text`, which may bring its own article.
 
+    It takes the place of the article before the word; where an adjective stands in between, the
+    article before that stays.
+
     Raises:
         ValueError: when the prompt does not have the word, or `text` is empty.
     """
@@ -269,9 +244,12 @@ def replace_word(prompt: str, word: str, text: str) -> str:
         raise ValueError(f"the word {word!r} to be replaced is not in the prompt {prompt!r}")
     if not text.strip():
         raise ValueError(f"nothing is given to put in the place of {word!r}")
+    article = _ARTICLE_FIRST.match(text)
     for span in reversed(spans):
-        head = prompt[: span.start]
-        if _ARTICLE_FIRST.match(text):
+        head, put = prompt[: span.start], text
+        if article and _ADJECTIVE_BEFORE.search(head):
+            put = text[article.end() :]
+        elif article:
             head = _ARTICLE_BEFORE.sub("", head)
-        prompt = head + text + prompt[span.end :]
+        prompt = head + put + prompt[span.end :]
     return prompt

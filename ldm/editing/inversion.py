@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ldm.data.images import FILTERS, normalise
 from ldm.models.diffusion.ddim import DDIMSampler, ddim_rule
+from ldm.models.diffusion.sampler import Sampler
 from ldm.models.diffusion.sampling import (
     Condition,
     Guide,
@@ -204,6 +205,41 @@ class _Fit:
 
 
 @torch.no_grad()
+def draw(
+    model: Any,
+    prompts: Sequence[str],
+    noise: Tensor,
+    steps: int,
+    scale: float,
+    *,
+    nulls: Sequence[Tensor] = (),
+    progress: bool = False,
+    **hooks: Any,
+) -> Tensor:
+    """Latents of `prompts` by DDIM from `noise` (b, c, h, w), guided away from the empty prompt.
+
+    Or from the `nulls` of an inversion; there may be several prompts for each inverted picture, all
+    first ones before all second ones. `hooks` are those of the sampler.
+    """
+    sampler: Sampler = DDIMSampler(model)
+    if nulls:
+        times = len(prompts) // len(nulls[0])
+        sampler = NullTextSampler(model, [torch.cat([null] * times) for null in nulls])
+    uncond = None if scale == 1.0 else model.get_learned_conditioning([""] * len(prompts))
+    latents, _ = sampler.sample(
+        steps,
+        len(prompts),
+        noise.shape[1:],
+        model.get_learned_conditioning(list(prompts)),
+        x_T=noise,
+        verbose=progress,
+        unconditional_guidance_scale=scale,
+        unconditional_conditioning=uncond,
+        **hooks,
+    )
+    return latents
+
+
 def reconstruct(
     model: Any, inversion: Inversion, scale: float | None = None, *, progress: bool = False
 ) -> Tensor:
@@ -211,21 +247,11 @@ def reconstruct(
 
     By default with the guidance that it was made for.
     """
-    scale = inversion.scale if scale is None else scale
-    texts, noise = list(inversion.prompts), inversion.noise
-    uncond = model.get_learned_conditioning([""] * len(texts))
-    sampler = NullTextSampler(model, inversion.nulls) if inversion.nulls else DDIMSampler(model)
-    latents, _ = sampler.sample(
-        inversion.steps,
-        len(noise),
-        noise.shape[1:],
-        model.get_learned_conditioning(texts),
-        x_T=noise,
-        verbose=progress,
-        unconditional_guidance_scale=scale,
-        unconditional_conditioning=uncond,
+    found = inversion
+    scale = found.scale if scale is None else scale
+    return draw(
+        model, found.prompts, found.noise, found.steps, scale, nulls=found.nulls, progress=progress
     )
-    return latents
 
 
 # Pictures ----------------------------------------------------------------------------------------

@@ -80,6 +80,19 @@ def binary_mask(
     return maps > threshold
 
 
+def compete(maps: Mapping[str, Tensor], size: tuple[int, int], threshold: float) -> np.ndarray:
+    """To which word each pixel belongs: uint8 `size`, 0 for none, else the word's number from 1.
+
+    `maps` (m, n) are divided by their own maximum; the strongest wins where any is above the
+    threshold.
+    """
+    stack = torch.stack(list(maps.values()))
+    stack = stack / stack.amax((-2, -1), keepdim=True).clamp(min=1e-12)
+    stack = F.interpolate(stack[None], size, mode="bilinear")[0]
+    strongest, which = stack.max(0)
+    return torch.where(strongest > threshold, which + 1, 0).to(torch.uint8).cpu().numpy()
+
+
 def iou(predicted: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> float:
     """Intersection over union of two bool masks; 1 when both are empty."""
     predicted, truth = np.asarray(predicted, bool), np.asarray(truth, bool)

@@ -171,7 +171,8 @@ def test_the_slot_is_empty_after_an_exception(model, when):
     [
         ("a <teddy> on a <board>", "<teddy>", "a cat", "a cat on a <board>"),
         ("a photo of the <teddy>", "<teddy>", "an old cat", "a photo of an old cat"),
-        ("a red <teddy> sits", "<teddy>", "a cat", "a red a cat sits"),
+        ("a red <teddy> sits", "<teddy>", "a cat", "a red cat sits"),
+        ("a photo of <teddy>", "<teddy>", "a cat", "a photo of a cat"),
         ("a <teddy> sits", "<teddy>", "cat", "a cat sits"),
         ("<teddy> and <teddy>", "<teddy>", "two cats", "two cats and two cats"),
         ("a cat in a category", "cat", "dog", "a dog in a category"),

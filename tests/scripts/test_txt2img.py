@@ -72,12 +72,30 @@ def test_original_flags(draw, embeddings):
     assert grid.shape[1] > 2 * 32
 
 
+def test_concepts_learned_apart_compose_in_one_prompt(draw, embeddings, tmp_path):
+    frozen = tmp_path / "frozen.pt"
+    words = {"<frozen>": torch.linspace(1, -1, 32)[None], "<ice>": torch.ones(2, 32)}
+    save_torch(words, frozen)
+    prompt = "a photo of a <cat> that is <frozen> in <ice>"
+    common = ("--n_samples", 1, "--skip_grid", "--scale", 400, "--prompt", prompt)
+    files = ("--embedding_path", embeddings, "--embedding_path", frozen)
+    code, said, out = draw(*files, *common)
+    assert code == 0, said
+    first = pictures(out / "samples")
+    save_torch({**words, "<ice>": torch.linspace(-3, 3, 64).sin().view(2, 32)}, frozen)
+    second = pictures(draw(*files, *common, out="b")[2] / "samples")
+    assert not np.array_equal(first[0], second[0])
+    code, said, _ = draw("--embedding_path", embeddings, *common)
+    assert code == 1
+    assert "<frozen>" in said
+
+
 def test_a_picture_says_how_it_was_made(draw, embeddings):
     _, _, out = draw("--prompt", "a <cat>", "--embedding_path", embeddings, "--n_samples", 2,
                      "--seed", 8, "--plms", "--scale", 2)  # fmt: skip
     text = Image.open(out / "samples/0001.png").text
     assert text["prompt"] == "a <cat>"
-    assert (text["seed"], text["number"], text["sampler"], text["steps"]) == ("8", "1", "plms", "3")
+    assert (text["seed"], text["sampler"], text["steps"]) == ("9", "plms", "3")
     assert (text["scale"], text["words"]) == ("2.0", "embeddings.pt")
     assert text["model"] == "toy.safetensors"
     assert Image.open(out / "a--cat.png").text["prompt"] == "a <cat>"
@@ -127,6 +145,46 @@ def test_samplers(draw, sampler):
     assert draw("--prompt", "a bear", "--n_samples", 1, "--sampler", sampler)[0] == 0
 
 
+def test_a_picture_to_begin_with(draw, tmp_path):
+    photo = tmp_path / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)).save(photo)
+    given = ["--prompt", "a bear", "--n_samples", 1, "--skip_grid", "--ddim_steps", 10]
+    code, said, out = draw(*given, "--init-img", photo, "--strength", 0.3)
+    assert code == 0, said
+    (near,) = pictures(out / "samples")
+    assert near.shape == (8, 16, 3), "the shape of the photograph"
+    text = Image.open(out / "samples/0000.png").text
+    assert (text["init_img"], text["strength"]) == ("photo.png", "0.3")
+    (far,) = pictures(draw(*given, "--init_img", photo, "--strength", 1, out="far")[2] / "samples")
+    assert not np.array_equal(near, far)
+    _, _, large = draw(*given, "--init-img", photo, "--W", 32, out="large")
+    assert pictures(large / "samples")[0].shape == (16, 32, 3)
+
+
+def test_words_that_must_be_seen(draw, embeddings):
+    given = ["--embedding_path", embeddings, "--prompt", "a <cat> and a dog", "--n_samples", 1]
+    plain = pictures(draw(*given, out="plain")[2])
+    code, said, out = draw(*given, "--attend_excite", "<cat>,dog", "--resolution", "8,4")
+    assert code == 0, said
+    assert not np.array_equal(pictures(out)[0], plain[0])
+    assert Image.open(out / "samples/0000.png").text["attend_excite"] == "<cat>, dog"
+
+
+def test_two_files_with_one_word(draw, embeddings, tmp_path):
+    other = tmp_path / "other.pt"
+    save_torch({"<cat>": torch.ones(1, 32)}, other)
+    both = ["--embedding_path", embeddings, "--embedding_path", other, "--n_samples", 1]
+    code, said, _ = draw(*both, "--prompt", "a <cat>")
+    assert code == 1
+    for words in ("'<cat>'", "embeddings.pt", "other.pt", "--rename"):
+        assert words in said
+    code, said, out = draw(*both, "--prompt", "a <cat> <tom>", "--rename", f"{other}:<cat>=<tom>")
+    assert code == 0, said
+    note = Image.open(out / "samples/0000.png").text["words"]
+    assert note.startswith("embeddings.pt, other.pt, ")
+    assert note.endswith("<cat>=<tom>")
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -141,6 +199,14 @@ def test_samplers(draw, sampler):
         (["--prompt", "a", "--embedding_path", "nowhere.pt"], ["nowhere.pt"]),
         (["--prompt", "a", "--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt"]),
         (["--prompt", "a", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["--prompt", "a", "--init-img", "nowhere.png"], ["nowhere.png"]),
+        (["--prompt", "a", "--init-img", "setup.py"], ["setup.py", "cannot be read"]),
+        (["--prompt", "a", "--strength", "0"], ["strength 0.0", "more than 0"]),
+        (["--prompt", "a <cat>", "--attend_excite", "dog"], ["['dog']", "'a <cat>'"]),
+        (["--prompt", "a <cat>", "--attend_excite", "<cat>", "--resolution", "5"], ["[5] pixels"]),
+        (["--prompt", "a <cat>", "--attend_excite", "<cat>", "--sampler", "ancestral"], ["ddim"]),
+        (["--prompt", "a <cat>", "--rename", "<dog>=<x>"], ["<dog>", "<cat>"]),
+        (["--prompt", "a <cat>", "--rename", "<dog>"], ["WORD=NEW"]),
         (["--prompt", "a", "--config", "configs/backbones/playroom.yaml"],
          ["toy.safetensors", "another architecture"]),
     ],

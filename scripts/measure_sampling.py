@@ -1,0 +1,288 @@
+"""Measure what is done with learned words: sampling, editing, inversion, attention.
+
+    python scripts/measure_sampling.py --outdir outputs/measures
+    python scripts/measure_sampling.py samplers --scenes 32 --steps 10,20
+    python scripts/measure_sampling.py edits attention --run logs/RUN --run logs/OTHER
+    python scripts/measure_sampling.py inversion --images FOLDER
+
+Figures are written as JSON and as tables of Markdown; what is already there of other measurements
+stays. Without --run the words of one set for each number of words are learned first.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint import write_atomic
+from ldm.data.images import find_images, load_image
+from ldm.data.playroom import PlayroomConcepts, get_concept_set
+from ldm.editing import EditOptions
+from ldm.editing.inversion import encode_images, fit_image, picture_size
+from ldm.evaluation.editing import edit_cases, measure_edits
+from ldm.evaluation.judge import load_judge
+from ldm.evaluation.localisation import word_ious, word_maps
+from ldm.evaluation.playroom import Mean, fresh_scenes
+from ldm.evaluation.samplers import (
+    Setting,
+    compare_samplers,
+    decoded,
+    draw,
+    measure_inversion,
+)
+from ldm.inference import SAMPLERS, load_model, load_words
+from ldm.training.flags import count, numbers
+from ldm.training.sets import learn_set, set_of, words_of
+
+logger = logging.getLogger("measure_sampling")
+
+#: A set for each number of words.
+SETS = (
+    "bear-skateboard",
+    "bear-skateboard-taxi",
+    "bear-skateboard-jacket-taxi",
+    "bear-skateboard-jacket-taxi-road",
+)
+#: Held-back pictures of a set are those of another seed.
+HELD_BACK = 1000
+Lines = list[list[str]]
+#: The figures of a measurement, and its table: headings first.
+Measured = tuple[Any, Lines]
+
+
+def shown(mean: Mean, digits: int = 3) -> str:
+    """A mean with its 95% interval."""
+    return "-" if not mean.count else f"{mean.value:.{digits}f} ± {mean.interval:.{digits}f}"
+
+
+def runs_of(options: argparse.Namespace, names: Sequence[str]) -> list[Path]:
+    """The runs that were given, or new ones of the sets `names`."""
+    if options.run:
+        return [Path(run) for run in options.run]
+    logs = Path(options.outdir) / "runs"
+    kept = {set_of(run): run for run in sorted(logs.glob("*")) if (run / "configs").is_dir()}
+    return [
+        kept.get(name) or learn_set(name, logs, steps=options.train_steps, seed=options.seed)
+        for name in names
+    ]
+
+
+def samplers(model: Any, options: argparse.Namespace) -> Measured:
+    """Fast samplers against many steps of DDIM, from the same noise."""
+    scenes = [
+        scene
+        for objects in (1, 2)
+        for scene in fresh_scenes(options.scenes // 2, objects, 64, seed=options.seed)
+    ]
+    rows = compare_samplers(
+        model,
+        load_judge(options.judge, options.device),
+        [(scene.caption, scene.spec) for scene in scenes],
+        SAMPLERS,
+        options.steps,
+        Setting(options.scale, options.seed, options.batch),
+        reference=options.reference,
+        progress=True,
+    )
+    lines = [["sampler", "steps", "distance", "objects right", "colours right", "s per image"]]
+    lines += [
+        [row.sampler, str(row.steps), shown(row.distance), shown(row.objects), shown(row.colours),
+         f"{row.seconds:.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    return [asdict(row) for row in rows], lines
+
+
+def edits(model: Any, options: argparse.Namespace) -> Measured:
+    """Local edits with learned and with plain words, with and without local blend."""
+    (run, *_) = runs_of(options, SETS[:1])
+    judge, shows = load_judge(options.judge, options.device), get_concept_set(set_of(run)).shows
+    load_words(model, [words_of(run)])
+    learned = edit_cases(shows, options.edits, options.seed)
+    chosen = EditOptions(
+        options.edit_steps, options.scale, cross=options.cross,
+        self_attention=options.self_attention,
+    )  # fmt: skip
+    lines = [["words", "local blend", "new object appears", "old one gone", "change outside",
+              "change inside", "source shows it"]]  # fmt: skip
+    figures = []
+    for kind, cases in (("learned", learned), ("plain", [one.plain(shows) for one in learned])):
+        for blend in (True, False):
+            label = f"{kind} words, {'blend' if blend else 'no blend'}"
+            found = measure_edits(
+                model, judge, cases, replace(chosen, blend=blend), batch=options.batch, label=label
+            )
+            figures.append({"words": kind, "blend": blend, **asdict(found)})
+            cells = [shown(found.appears), shown(found.gone), shown(found.outside, 1),
+                     shown(found.inside, 1), shown(found.had)]  # fmt: skip
+            lines.append([kind, "yes" if blend else "no", *cells])
+    return {"run": run.name, "settings": figures}, lines
+
+
+def inversion(model: Any, options: argparse.Namespace) -> Measured:
+    """What comes back of real pictures, and of the model's own."""
+    pictures = {}
+    captions = [scene.caption for scene in fresh_scenes(options.pictures, 1, 64, seed=options.seed)]
+    setting = Setting(options.scale, options.seed, options.batch)
+    sampler = SAMPLERS["ddim"](model)
+    own = draw(model, sampler, captions, options.inversion_steps, setting, label="own pictures")
+    pictures["own samples"] = (decoded(model, own.latents), captions)
+    if options.images:
+        pictures["given pictures"] = read_pictures(model, Path(options.images), options.pictures)
+    figures, lines = {}, [["pictures", "way", "PSNR in dB", "error of the latents"]]
+    for name, (images, prompts) in pictures.items():
+        found = measure_inversion(
+            model, images, prompts, steps=options.inversion_steps, scale=options.scale,
+            batch=options.batch, progress=True,
+        )  # fmt: skip
+        figures[name] = {
+            way: {measure: asdict(mean) for measure, mean in row.items()}
+            for way, row in found.items()
+        }
+        lines += [
+            [f"{name} ({len(images)})", way, shown(row["psnr"], 1), shown(row["latent error"])]
+            for way, row in found.items()
+        ]
+    return figures, lines
+
+
+def read_pictures(model: Any, folder: Path, most: int) -> tuple[torch.Tensor, list[str]]:
+    """The middle squares of at most `most` pictures of a folder and those in it, with prompts.
+
+    A folder called ``cat_dog`` holds photos of a cat and dog; pictures are taken from all of them.
+    """
+    longest, multiple = picture_size(model)
+    paths = find_images(folder, recursive=True)
+    if not paths:
+        raise ValueError(f"--images {folder}: there is no picture in it")
+    images, prompts = [], []
+    for path in paths[:: max(1, len(paths) // most)][:most]:
+        image = load_image(path)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side))
+        images.append(fit_image(square, longest, multiple))
+        names = next((part for part in path.relative_to(folder).parts if "_" in part), folder.name)
+        prompts.append(f"a photo of {names.replace('_', ' and ')}")
+    return torch.cat(images), prompts
+
+
+def attention(model: Any, options: argparse.Namespace) -> Measured:
+    """Overlap of the words' masks with the truth in pictures that were not learned from."""
+    by_number: dict[int, list[float]] = defaultdict(list)
+    figures, lines = [], [["set", "words", "word", "IoU"]]
+    for run in runs_of(options, SETS):
+        name = set_of(run)
+        load_words(model, [words_of(run)])
+        data = PlayroomConcepts(name, n_images=options.pictures, seed=HELD_BACK + options.seed)
+        images = torch.stack([torch.from_numpy(array.copy()) for _, _, array in data.images()])
+        found: dict[str, list[float]] = defaultdict(list)
+        for number, image in enumerate(images.movedim(-1, 1)):
+            latents = encode_images(model, image[None])
+            maps = word_maps(model, latents, [data.sentence_of(number).caption], seed=options.seed)
+            for word, value in word_ious(maps, [data.masks(number)]).items():
+                found[word].append(value)
+        for word, values in found.items():
+            by_number[len(found)] += values
+            mean = Mean.of(values)
+            figures.append({"set": name, "words": len(found), "word": word, "iou": asdict(mean)})
+            lines.append([name, str(len(found)), word, shown(mean)])
+    for number, values in sorted(by_number.items()):
+        lines.append(["all", str(number), "all", shown(Mean.of(values))])
+    return figures, lines
+
+
+MEASURES: dict[str, Callable[[Any, argparse.Namespace], Measured]] = {
+    "samplers": samplers,
+    "edits": edits,
+    "inversion": inversion,
+    "attention": attention,
+}
+
+
+def markdown(kept: dict[str, Any]) -> str:
+    """All measurements as a page of tables."""
+    page = ["# Sampling, editing and attention", ""]
+    for name, entry in kept.items():
+        heads, *body = entry["table"]
+        title = (MEASURES[name].__doc__ or name).rstrip(".")
+        rows = [heads, ["---"] * len(heads), *body]
+        page += [f"## {title}", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
+        page += [" ".join(f"{key} {value}" for key, value in entry["settings"].items()), ""]
+    return "\n".join(page)
+
+
+def keep(folder: Path, name: str, measured: Measured, settings: dict[str, Any]) -> None:
+    """Add one measurement to the figures in `folder`."""
+    path = folder / "sampling.json"
+    kept = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    kept[name] = {"settings": settings, "figures": measured[0], "table": measured[1]}
+    kept = {key: kept[key] for key in MEASURES if key in kept}
+    for target, text in ((path, json.dumps(kept, indent=1)), (folder / "sampling.md", None)):
+        with write_atomic(target) as temporary:
+            temporary.write_text((text or markdown(kept)) + "\n", encoding="utf-8")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of this script."""
+    parser = argparse.ArgumentParser(description="Measure what is done with learned words.")
+    add = parser.add_argument
+    # fmt: off
+    add("what", nargs="*", metavar="WHAT", help=f"any of {', '.join(MEASURES)}; default: all")
+    add("--outdir", default="outputs/measures", help="where figures are written")
+    add("--run", action="append", default=[], metavar="FOLDER", help="a finished run; repeat")
+    add("--train_steps", type=count, default=400, help="training steps, without --run")
+    add("--judge", metavar="FILE", help="weights of the judge; default: those that ship")
+    add("--scenes", type=count, default=96, help="samplers: pictures for each figure")
+    add("--steps", type=numbers, default=[10, 20, 50], metavar="N,M", help="samplers: steps")
+    add("--reference", type=count, default=1000, help="samplers: steps of the reference")
+    add("--edits", type=count, default=200, help="edits: how many")
+    add("--edit_steps", type=count, default=50, help="edits: sampling steps")
+    add("--images", metavar="FOLDER", help="inversion: real pictures")
+    add("--inversion_steps", type=count, default=50, help="inversion: sampling steps")
+    add("--pictures", type=count, default=24, help="inversion, attention: pictures for each figure")
+    add("--scale", type=float, default=5.0, help="guidance")
+    add("--cross", type=float, default=0.8, help="edits: share of the sampling to hold attention")
+    add("--self", dest="self_attention", type=float, default=0.4,
+        help="edits: share of the sampling to hold the layout")
+    add("--batch", type=count, default=16, help="pictures at once")
+    add("--seed", type=int, default=0, help="seed of everything random")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw")
+    # fmt: on
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script; the exit code is 0 on success and 1 on an error."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    options = build_parser().parse_args(arguments)
+    try:
+        if unknown := set(options.what) - set(MEASURES):
+            raise ValueError(f"{sorted(unknown)} cannot be measured; accepted are {list(MEASURES)}")
+        folder = Path(options.outdir)
+        folder.mkdir(parents=True, exist_ok=True)
+        given = {key: value for key, value in vars(options).items() if value not in ([], None)}
+        settings = given | {"outdir": folder.name, "threads": torch.get_num_threads()}
+        settings |= {"run": [Path(run).name for run in options.run], "machine": platform.machine()}
+        for name in options.what or MEASURES:
+            measured = MEASURES[name](load_model(device=options.device), options)
+            keep(folder, name, measured, {**settings, "what": name})
+            for row in measured[1]:
+                print("  ".join(row))
+    except (ValueError, OSError) as error:
+        logger.error("error: %s", error)
+        return 1
+    logger.info("figures in %s", folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
