@@ -21,6 +21,7 @@ RUNTIME = [
     "pillow>=10.1",
     "matplotlib>=3.8",
     "scikit-learn>=1.4",
+    "scipy>=1.11",
     "tensorboard>=2.16",
     "jinja2>=3.1",
     "tqdm>=4.66",
@@ -37,7 +38,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["ldm", "ldm.*"]),
     py_modules=["main"],
-    package_data={"": ["py.typed", "*.json", "*.txt", "*.yaml"]},
+    package_data={"": ["py.typed", "*.json", "*.txt", "*.yaml", "*.html"]},
     install_requires=RUNTIME,
     extras_require={
         # LPIPSWithDiscriminator: the adversarial loss of the public autoencoder configs.

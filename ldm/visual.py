@@ -240,8 +240,8 @@ def panel(
 ) -> Picture:
     """One labelled picture: rows of cells under column headings and a title.
 
-    Every picture is fitted into a square of `tile` pixels (small ones are enlarged smoothly). Rows
-    may have different lengths.
+    Every picture is fitted into a square of `tile` pixels (small ones are enlarged smoothly). A
+    caption may go on below the next pictures that have none. Rows may have different lengths.
 
     Raises:
         ValueError: when there is no cell.
@@ -250,11 +250,14 @@ def panel(
     if columns == 0:
         raise ValueError("a panel needs at least one cell, got none")
     width = 2 * _MARGIN + columns * tile + (columns - 1) * _GAP
-    text, small = max(13, tile // 14), max(11, tile // 17)
+    text, small = max(13, tile // 14), max(12, tile // 17)
     lines = wrap(title, width - 2 * _MARGIN, text + 2) if title else []
     top = _MARGIN + len(lines) * (text + 8) + (6 if lines else 0)
     body = top + (text + 12 if headings else 0)
-    notes = [[wrap(cell.caption, tile, small) for cell in row] for row in rows]
+    notes = [
+        [wrap(cell.caption, _room(row[column:], tile), small) for column, cell in enumerate(row)]
+        for row in rows
+    ]
     depths = [max(len(n) if n != [""] else 0 for n in row) * (small + 5) for row in notes]
     height = body + sum(tile + depth + _GAP for depth in depths) - _GAP + _MARGIN
     sheet = Image.new("RGB", (width, height), PAPER)
@@ -273,6 +276,12 @@ def panel(
     return np.asarray(sheet)
 
 
+def _room(cells: Sequence[Cell], tile: int) -> int:
+    """The pixels that the caption of the first of `cells` has to itself."""
+    alone = next((n for n, cell in enumerate(cells) if n and cell.caption), len(cells))
+    return alone * (tile + _GAP) - _GAP
+
+
 def _draw_headings(
     draw: ImageDraw.ImageDraw, headings: Sequence[Heading | str], place: tuple[int, int, int]
 ) -> None:
@@ -285,7 +294,18 @@ def _draw_headings(
                 (left, top + 2, left + size - 1, top + 1 + size), 3, heading.colour
             )
             left += size + 6
-        draw.text((left, top), heading.text, INK, _font(size))
+        room = tile - (size + 6 if heading.colour is not None else 0)
+        draw.text((left, top), _shortened(heading.text, room, size), INK, _font(size))
+
+
+def _shortened(text: str, width: int, size: int) -> str:
+    """`text`, with an ellipsis for what goes beyond `width` pixels at font `size`."""
+    font = _font(size)
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def _fit(picture: Picture, tile: int) -> Picture:
@@ -306,24 +326,28 @@ def word_panel(
     captions: Sequence[str] = (),
     title: str = "",
     tile: int = 224,
+    truths: Mapping[str, Tensor] | None = None,
 ) -> Picture:
     """What every word looks at: a row per image with an overlay per word and, given masks, a map.
 
-    `images` are (b, c, h, w) in [-1, 1]; `attention` maps each word to (b, m, n), `masks` to
-    (b, m, n) of zeros and ones.
+    `images` are (b, c, h, w) in [-1, 1]; `attention` maps each word to (b, m, n), `masks` and the
+    true ones, `truths`, to (b, m, n) of zeros and ones.
     """
+    maps_of_all = [each for each in (masks, truths) if each]
+    order = dict.fromkeys(word for each in maps_of_all or [attention] for word in each)
+    colours = {word: WORD_COLOURS[k % len(WORD_COLOURS)] for k, word in enumerate(order)}
     rows = []
     for index, small in enumerate(to_uint8(images)):
         picture = _fit(small, tile)
         row = [Cell(picture, captions[index] if index < len(captions) else "")]
         row += [Cell(overlay(picture, maps[index])) for maps in attention.values()]
-        if masks:
-            row.append(Cell(label_map([mask[index] for mask in masks.values()], (tile, tile))))
+        for each in maps_of_all:
+            chosen = [colours[word] for word in each]
+            row.append(Cell(label_map([m[index] for m in each.values()], (tile, tile), chosen)))
         rows.append(row)
-    order = list(attention) + [word for word in masks or () if word not in attention]
-    colours = {word: WORD_COLOURS[k % len(WORD_COLOURS)] for k, word in enumerate(masks or order)}
     headings = [Heading("image")] + [Heading(word, colours.get(word)) for word in attention]
-    return panel(rows, [*headings, *([Heading("masks")] if masks else [])], title, tile)
+    headings += [Heading("masks")] * bool(masks) + [Heading("true masks")] * bool(truths)
+    return panel(rows, headings, title, tile)
 
 
 def filmstrip(

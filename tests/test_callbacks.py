@@ -286,10 +286,29 @@ def test_embeddings_go_beside_the_checkpoints_and_a_model_without_words_has_none
     assert not (tmp_path / "none" / "c").exists()
 
 
+class Stops(Words):
+    """Fails in its third step."""
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 2:
+            raise KeyboardInterrupt
+        return super().training_step(batch, batch_idx)
+
+
+def test_embeddings_are_saved_when_the_training_is_interrupted(tmp_path, words):
+    words.__class__ = Stops
+    with pytest.raises(SystemExit):
+        fit(tmp_path, callbacks.EmbeddingCheckpoint(every_n_train_steps=9), module=words, steps=5)
+    saved = read_embeddings(tmp_path / "checkpoints/embeddings.pt").vectors
+    assert (tmp_path / "checkpoints/embeddings_gs-2.pt").is_file()
+    learned = words.embedding_manager.string_to_param_dict
+    assert all(torch.equal(saved[word], learned[word].detach()) for word in saved)
+
+
 def test_cuda_callback_is_silent_on_the_cpu(tmp_path, caplog):
     with caplog.at_level("INFO", logger="ldm.callbacks"):
         fit(tmp_path, callbacks.CUDACallback())
-    assert [r for r in caplog.records if r.name == "ldm.callbacks"] == []
+    assert [r for r in caplog.records if r.name.startswith("ldm.callbacks")] == []
 
 
 def test_progress_bar_ends_at_the_last_step_with_the_loss(tmp_path, monkeypatch):

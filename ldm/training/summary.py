@@ -1,195 +1,162 @@
-"""What a run leaves behind: what each word looks at, what it renders, a short summary."""
+"""What a run leaves behind: what the words became and render, as figures, pictures and a page."""
 
-import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import takewhile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from ldm.checkpoint import write_atomic
-from ldm.evaluation.localisation import binary_mask, word_ious, word_maps
-from ldm.inference import SamplingOptions, sample_latents
-from ldm.prompts.sentence import CONCEPT, LearnableWord
-from ldm.visual import Cell, panel, save_png, to_uint8, word_panel
+from ldm.evaluation.looks import SHOWN, SavedLook, best_look, read_looks, write_json
+from ldm.evaluation.report import overlap_summary, saved_steps, write_report
+from ldm.evaluation.words import report_words
+from ldm.inference import SamplingOptions
+from ldm.training.looking import Looker, as_started
+from ldm.training.pictures import Pictures, draw
+from ldm.visual import Cell, Heading, panel, save_png
 
 logger = logging.getLogger(__name__)
 
-#: How many pictures, and samples of each prompt, are shown.
-SHOWN = 4
-
-
-@dataclass(frozen=True)
-class WordReport:
-    """One row of the word table, after training."""
-
-    word: str
-    starts_from: str
-    vectors: int
-    bound_adjective: str | None
-    norm_before: float
-    norm_after: float
-    moved: float
-    iou: float | None = None
-    iou_before: float | None = None
-
-
-def report_words(manager: Any, ious: Mapping[str, float], before: Mapping[str, float]) -> list[Any]:
-    """The word table: start, norms, distance moved, and overlap with true masks where known."""
-    rows = []
-    for word in manager.learnable:
-        now = manager.string_to_param_dict[word.name].detach()
-        start = manager.initial_embeddings[word.name].detach()
-        rows.append(
-            WordReport(
-                word=word.name,
-                starts_from=word.start,
-                vectors=len(now),
-                bound_adjective=word.adjective,
-                norm_before=round(start.norm(dim=-1).mean().item(), 4),
-                norm_after=round(now.norm(dim=-1).mean().item(), 4),
-                moved=round((now - start).norm(dim=-1).mean().item(), 4),
-                iou=_rounded(ious.get(word.name)),
-                iou_before=_rounded(before.get(word.name)),
-            )
-        )
-    return rows
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 4)
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Which pictures a run is summed up with.
-
-    `prompts` are drawn with the learned words at fixed noise: ``{sentence}`` stands for the run's
-    sentence, ``{word}`` for each learned noun in turn, ``{concept}`` for Lego's concept words.
-    """
-
-    prompts: Sequence[str] = ("{sentence}", "a photo of a {word}")
-    steps: int = 25
-    scale: float = 5.0
-
-    def filled(self, sentence: str, words: Sequence[LearnableWord]) -> list[str]:
-        """The prompts of a run."""
-        nouns = [word.name for word in words if word.role == "noun"]
-        concept = " ".join(word.name for word in words if word.role == CONCEPT)
-        once = [text for text in self.prompts if "{word}" not in text]
-        return [
-            text.format(sentence=sentence, concept=concept)
-            for text in once
-            if concept or "{concept}" not in text
-        ] + [text.format(word=noun) for noun in nouns for text in self.prompts if text not in once]
+#: Columns of the word table in ``summary.md``.
+COLUMNS = ("word", "starts_from", "vectors", "bound_adjective", "norm_before", "norm_after",
+           "moved", "nearest", "iou_before", "iou")  # fmt: skip
+#: Samples of each prompt in the panel of transfer.
+TRANSFERRED = 3
 
 
 class Summary:
-    """Looks at the words before training, again after it, and writes what changed.
+    """Writes down what became of the words.
 
-    Without `pictures` the network is not run for it: only the table of words is written.
+    Without `pictures` the network is not run for it.
     """
 
     def __init__(self, model: Any, dataset: Any, pictures: Pictures | None) -> None:
-        self.model, self.pictures = model, pictures
+        self.model, self.dataset, self.pictures = model, dataset, pictures
         count = min(SHOWN, dataset.num_images)
         self.captions = [dataset.sentence_of(i).caption for i in range(count)]
-        # Pictures as they are where the dataset shows them so, else flipped: what comes first.
-        shown: dict[int, tuple[bool, Any]] = {}
-        if pictures is not None:
-            for image_id, flipped, array in takewhile(lambda e: e[0] < count, dataset.images()):
-                shown.setdefault(image_id, (flipped, array))
-            arrays = [torch.from_numpy(array.copy()) for _, array in shown.values()]
-            self.images = torch.stack(arrays).movedim(-1, 1).contiguous()
-        flip = any(flipped for flipped, _ in shown.values())
-        truths = getattr(dataset, "masks", None) if pictures is not None and not flip else None
-        self.truths = [truths(i) for i in range(count)] if truths else []
-        self.latents: Tensor | None = None
-        self.before = self._ious()
 
-    @torch.no_grad()
-    def maps(self) -> dict[str, Tensor]:
-        """Attention maps of the shown pictures."""
-        model = self.model
-        if self.latents is None:
-            self.latents = torch.cat(
-                [
-                    model.get_first_stage_encoding(_mode(model.encode_first_stage(image[None])))
-                    for image in self.images.to(model.device)
-                ]
-            )
-        return word_maps(model, self.latents, self.captions)
+    def write(
+        self, folder: Path, *, seconds: float, seed: int, finished: bool = True
+    ) -> dict[str, Any]:
+        """Write pictures, ``summary.json``, ``summary.md`` and ``report.html`` to a run's folder.
 
-    def _ious(self) -> dict[str, float]:
-        return word_ious(self.maps(), self.truths) if self.truths else {}
-
-    def write(self, folder: Path, *, seconds: float, seed: int) -> dict[str, Any]:
-        """Write pictures, ``summary.json`` and ``summary.md`` to a run's folder."""
-        model = self.model.eval()
-        ious = self._draw(folder / "images", seed) if self.pictures is not None else {}
-        words = [asdict(row) for row in report_words(model.embedding_manager, ious, self.before)]
-        summary = {"words": words, "seconds": round(seconds, 1), "seed": seed,
-                   "sentences": [str(c) for c in self.captions],
-                   "pictures": self.pictures is not None}  # fmt: skip
-        with write_atomic(folder / "summary.json") as temporary:
-            Path(temporary).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        Of a run that is not `finished`, what there is.
+        """
+        began, model = time.monotonic(), self.model.eval()
+        if self.pictures is not None and finished:
+            self._look_once(folder, self.pictures)
+            self._draw(folder / "images", self.pictures, seed)
+        drawn = time.monotonic()
+        looks = read_looks(folder / "looks")
+        first, last = _overlaps(looks[:1]), _overlaps(looks[-1:])
+        words = report_words(model.embedding_manager, model.cond_stage_model, last, first)
+        best = best_look(looks)
+        summary = {
+            "words": [asdict(row) for row in words],
+            "seconds": round(seconds + drawn - began, 1),
+            "seed": seed,
+            "sentences": [str(caption) for caption in self.captions],
+            "pictures": self.pictures is not None and finished,
+            "finished": finished,
+            "evaluation": [[look.step, look.loss] for look in looks],
+            "best": best and {"step": best.step, "loss": best.loss},
+            "iou": overlap_summary(looks),
+            "seconds_of_looks": round(sum(look.figures["seconds"] for look in looks), 1),
+        }
+        write_json(folder / "summary.json", summary)
         with write_atomic(folder / "summary.md") as temporary:
             Path(temporary).write_text(markdown(summary), encoding="utf-8")
+        if looks or self.pictures is not None:
+            write_report(folder)
+        logger.info(
+            "looking at the words took %.1f s, drawing with them %.1f s, the report %.1f s",
+            summary["seconds_of_looks"], drawn - began, time.monotonic() - drawn,
+        )  # fmt: skip
         return summary
 
-    def _draw(self, folder: Path, seed: int) -> dict[str, float]:
-        """Draw what the words look at and what they render; the overlaps with true masks."""
+    def _look_once(self, folder: Path, pictures: Pictures) -> None:
+        """Look at the words before and after, if nothing did so during the run."""
+        if read_looks(folder / "looks"):
+            return
+        looker = Looker(self.model, self.dataset, replace(pictures, every=0))
+        looker.shown.write(folder / "looks")
+        with as_started(self.model.embedding_manager):
+            looker(0).write(folder / "looks")
+        looker(max(saved_steps(folder), default=1)).write(folder / "looks")
+
+    def _draw(self, folder: Path, pictures: Pictures, seed: int) -> None:
+        """What the words render: guided samples at fixed noise."""
         folder.mkdir(parents=True, exist_ok=True)
-        maps = self.maps()
-        masks = {word: binary_mask(stack, 0.5).float() for word, stack in maps.items()}
-        captions = [str(caption) for caption in self.captions]
-        save_png(
-            folder / "attention.png",
-            word_panel(self.images, maps, masks, captions, "What each word looks at"),
-        )
-        save_png(folder / "samples.png", self._samples(seed))
-        return word_ious(maps, self.truths) if self.truths else {}
+        words = self.model.embedding_manager.learnable
+        options = SamplingOptions(steps=pictures.steps, scale=pictures.scale, seed=seed)
+        caption = self.captions[0]
+        rows = [
+            self._row(prompt, SHOWN, options)
+            for prompt in _told(pictures.filled(caption, words), "prompt")
+        ]
+        save_png(folder / "samples.png", panel(rows, title="What the words render", tile=160))
+        transfers = pictures.transferred(caption, words)
+        if transfers:
+            self._draw_transfer(folder / "transfer.png", transfers, options)
 
-    def _samples(self, seed: int) -> Any:
-        """Guided samples at fixed noise, a row for each prompt."""
-        model = self.model
-        words = model.embedding_manager.learnable
-        prompts = self.pictures.filled(str(self.captions[0]), words)
-        options = SamplingOptions(steps=self.pictures.steps, scale=self.pictures.scale, seed=seed)
+    def _draw_transfer(
+        self, path: Path, transfers: Sequence[tuple[str, str, str]], options: SamplingOptions
+    ) -> None:
+        """Each subject with the learned words and, at the same noise, with plain ones."""
         rows = []
-        for prompt in tqdm(prompts, desc="drawing", unit="prompt", disable=None):
-            latents = sample_latents(model, [prompt] * SHOWN, options, progress=False)
-            pictures = to_uint8(model.decode_first_stage(latents).clamp(-1, 1).cpu())
-            rows.append([Cell(p, prompt if i == 0 else "") for i, p in enumerate(pictures)])
-        return panel(rows, title="What the words render", tile=160)
+        for _, learned, plain in _told(transfers, "subject"):
+            rows.append([*self._row(learned, TRANSFERRED, options),
+                         *self._row(plain, TRANSFERRED, options)])  # fmt: skip
+        nouns = [w.name for w in self.model.embedding_manager.learnable if w.role == "noun"]
+        alone = [self._row(f"a photo of a {noun}", TRANSFERRED, options) for noun in nouns]
+        rows += [[cell for row in alone for cell in row]] * bool(alone)
+        headings = [Heading("learned words"), *[Heading("")] * (TRANSFERRED - 1),
+                    Heading("plain words")]  # fmt: skip
+        save_png(path, panel(rows, headings, tile=144))
+
+    def _row(self, prompt: str, count: int, options: SamplingOptions) -> list[Cell]:
+        """Samples of one prompt, with the prompt below the first."""
+        pictures = draw(self.model, [prompt] * count, options)
+        return [Cell(p, prompt if i == 0 else "") for i, p in enumerate(pictures)]
 
 
-def _mode(posterior: Any) -> Tensor:
-    return posterior.mode() if hasattr(posterior, "mode") else posterior
+def _overlaps(looks: Sequence[SavedLook]) -> dict[str, dict[str, float]]:
+    return looks[0].figures["overlaps"] if looks else {}
+
+
+def _told(values: Sequence[Any], unit: str) -> Any:
+    """`values` with a line that shows how far they are drawn, in a terminal."""
+    return tqdm(values, desc="drawing", unit=unit, disable=None)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The summary as a page of Markdown."""
-    columns = list(WordReport.__dataclass_fields__)
     lines = [
         "# Learned words",
         "",
-        "| " + " | ".join(column.replace("_", " ") for column in columns) + " |",
-        "|" + " --- |" * len(columns),
+        "| " + " | ".join(column.replace("_", " ") for column in COLUMNS) + " |",
+        "|" + " --- |" * len(COLUMNS),
     ]
     for row in summary["words"]:
-        cells = ["-" if row[column] is None else str(row[column]) for column in columns]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join(_cell(row[column]) for column in COLUMNS) + " |")
     lines += ["", f"Sentence: {summary['sentences'][0]}", ""]
+    if summary["best"]:
+        best = summary["best"]
+        lines += [f"Lowest evaluation loss: {best['loss']:.4f} at step {best['step']} "
+                  "(checkpoints/embeddings_best.pt).", ""]  # fmt: skip
     lines += [f"{summary['seconds']} s in all, seed {summary['seed']}.", ""]
     if summary["pictures"]:
         lines += ["![attention](images/attention.png)", "", "![samples](images/samples.png)", ""]
     return "\n".join(lines)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(value) or "-"
+    return "-" if value is None else str(value)
 
 
 def log_table(words: Sequence[Mapping[str, Any]]) -> None:
@@ -198,10 +165,12 @@ def log_table(words: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="Learned words", title_justify="left")
-    for heading in ("word", "starts from", "norm", "moved", "IoU with the true mask"):
-        table.add_column(heading)
+    for heading in ("word", "starts from", "norm", "moved", "near", "IoU with the true mask"):
+        table.add_column(heading, overflow="fold")
     for row in words:
-        overlap = "-" if row["iou"] is None else f"{row['iou_before']:.2f} -> {row['iou']:.2f}"
+        before = "?" if row["iou_before"] is None else f"{row['iou_before']:.2f}"
+        overlap = "-" if row["iou"] is None else f"{before} -> {row['iou']:.2f}"
         norms = f"{row['norm_before']:.2f} -> {row['norm_after']:.2f}"
-        table.add_row(row["word"], row["starts_from"], norms, f"{row['moved']:.2f}", overlap)
+        near = ", ".join(row["nearest"])
+        table.add_row(row["word"], row["starts_from"], norms, f"{row['moved']:.2f}", near, overlap)
     Console(stderr=True).print(table)

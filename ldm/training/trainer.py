@@ -1,6 +1,7 @@
 """Lightning's trainer, loggers and callbacks, from the ``lightning`` part of a configuration."""
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import pytorch_lightning as pl
@@ -15,9 +16,11 @@ from ldm.callbacks import (
     ImageLogger,
     RunProgressBar,
     SetupCallback,
+    WordWatch,
 )
 from ldm.training.clock import FirstStep
 from ldm.training.errors import UserError
+from ldm.training.pictures import Pictures
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -48,7 +51,9 @@ def devices(gpus: Any) -> dict[str, Any]:
 def build_trainer(config: DictConfig, folder: Any, *, learns_words: bool) -> pl.Trainer:
     """The trainer of a run that writes to `folder`."""
     lightning = config.get("lightning") or OmegaConf.create()
-    arguments = OmegaConf.to_container(lightning.get("trainer", OmegaConf.create()), resolve=True)
+    arguments: Any = OmegaConf.to_container(
+        lightning.get("trainer", OmegaConf.create()), resolve=True
+    )
     arguments = {**devices(arguments.pop("gpus", None)), **arguments}
     arguments.setdefault("max_steps", 6100 if learns_words else -1)
     arguments.setdefault("log_every_n_steps", 10)
@@ -92,25 +97,31 @@ def loggers(folder: Any) -> list[Any]:
 
 def callbacks(config: DictConfig, folder: Any, *, learns_words: bool) -> list[pl.Callback]:
     """Copies of the configuration, progress bar, checkpoints, pictures, and what is configured."""
-    lightning = OmegaConf.to_container(config.get("lightning") or OmegaConf.create(), resolve=True)
+    lightning: Any = OmegaConf.to_container(
+        config.get("lightning") or OmegaConf.create(), resolve=True
+    )
     checkpoints = (lightning.get("modelcheckpoint") or {}).get("params") or {}
     every = checkpoints.get("every_n_train_steps", 500)
-    found: dict[str, pl.Callback] = {
-        "setup_callback": SetupCallback(
-            resume=str(folder.resumed_from or ""),
-            now=folder.started,
-            logdir=folder.root,
-            ckptdir=folder.checkpoints,
-            cfgdir=folder.configs,
-            config=config,
-            lightning_config=OmegaConf.create(lightning),
+    own: dict[str, tuple[type[pl.Callback], dict[str, Any]]] = {
+        "setup_callback": (
+            SetupCallback,
+            {
+                "resume": str(folder.resumed_from or ""),
+                "now": folder.started,
+                "logdir": folder.root,
+                "ckptdir": folder.checkpoints,
+                "cfgdir": folder.configs,
+                "config": config,
+                "lightning_config": OmegaConf.create(lightning),
+            },
         ),
-        "progress": RunProgressBar(),
-        "first_step": FirstStep(),
-        "image_logger": ImageLogger(batch_frequency=750, max_images=4, clamp=True),
-        "cuda_callback": CUDACallback(),
-        "checkpoint_callback": pl.callbacks.ModelCheckpoint(
-            **{
+        "progress": (RunProgressBar, {}),
+        "first_step": (FirstStep, {}),
+        "image_logger": (ImageLogger, {"batch_frequency": 750, "max_images": 4, "clamp": True}),
+        "cuda_callback": (CUDACallback, {}),
+        "checkpoint_callback": (
+            pl.callbacks.ModelCheckpoint,
+            {
                 "dirpath": folder.checkpoints,
                 "filename": "step-{step:06d}",
                 "auto_insert_metric_name": False,
@@ -121,20 +132,44 @@ def callbacks(config: DictConfig, folder: Any, *, learns_words: bool) -> list[pl
                 "save_on_exception": True,
                 "enable_version_counter": False,
                 **checkpoints,
-            }
+            },
         ),
     }
     if learns_words:
-        found["embeddings"] = EmbeddingCheckpoint(folder.checkpoints, every_n_train_steps=every)
-    for name, entry in (lightning.get("callbacks") or {}).items():
+        own["evaluation"] = (WordWatch, {"pictures": Pictures.of(config.get("summary"))})
+        own["embeddings"] = (
+            EmbeddingCheckpoint,
+            {"dirpath": folder.checkpoints, "every_n_train_steps": every},
+        )
+    return list(_configured(own, lightning.get("callbacks") or {}))
+
+
+def _configured(
+    own: dict[str, tuple[type[pl.Callback], dict[str, Any]]], wanted: dict[str, Any]
+) -> Iterator[pl.Callback]:
+    """Our `own` callbacks and those `wanted`: ``null`` removes, ``params`` change, others join.
+
+    Raises:
+        UserError: for a name without a target, and parameters that do not fit.
+    """
+    others: dict[str, Any] = {}
+    for name, entry in wanted.items():
         if entry is None:
-            found.pop(name, None)
+            own.pop(name, None)
         elif "target" in entry:
-            found[name] = instantiate_from_config(entry)
-        elif name in found:
-            found[name] = type(found[name])(**(entry.get("params") or {}))
+            own.pop(name, None)
+            others[name] = entry
+        elif name in own:
+            kind, params = own[name]
+            own[name] = (kind, {**params, **(entry.get("params") or {})})
         else:
             raise UserError(
-                f"lightning.callbacks.{name} has no target and is none of {sorted(found)}"
+                f"lightning.callbacks.{name} has no target and is none of {sorted(own)}"
             )
-    return list(found.values())
+    for name, (kind, params) in own.items():
+        try:
+            yield kind(**params)
+        except TypeError as error:
+            raise UserError(f"lightning.callbacks.{name}.params do not fit: {error}") from error
+    for entry in others.values():
+        yield instantiate_from_config(entry)

@@ -1,0 +1,76 @@
+"""Configurations laid over others, and the strategies that come as configurations of their own."""
+
+import pytest
+
+from ldm.training.cli import parse
+from ldm.training.config import load_config, read_yaml
+from ldm.training.errors import UserError
+from ldm.training.run import build_data, concept_sentence
+from tests.contracts.published import REPO
+
+
+def loaded(name, *more):
+    """One of the shipped configurations."""
+    return load_config(parse(["--base", str(REPO / "configs" / name), *more]))
+
+
+def sentences(config):
+    """Text of each picture's sentence, and the names of the words to learn."""
+    dataset = build_data(config, concept_sentence(config)).datasets["train"]
+    texts = [dataset.sentence_of(i).caption.text for i in range(dataset.num_images)]
+    return texts, [word.name for word in dataset.words]
+
+
+class TestBase:
+    def test_a_file_is_laid_over_its_base(self, tmp_path):
+        (tmp_path / "a.yaml").write_text("model: {target: x.Y, params: {mask: {kind: hard}, k: 1}}")
+        (tmp_path / "b.yaml").write_text("base: a.yaml\nmodel: {params: {mask: null, z: 2}}")
+        (tmp_path / "c.yaml").write_text("base: b.yaml\nmodel: {params: {k: 3}}")
+        config = read_yaml(tmp_path / "c.yaml")
+        assert config == {"model": {"target": "x.Y", "params": {"mask": None, "k": 3, "z": 2}}}
+
+    def test_a_backbone_replaces_that_of_the_base(self, tmp_path):
+        (tmp_path / "a.yaml").write_text("backbone: {name: one, size: 64}")
+        (tmp_path / "b.yaml").write_text("base: a.yaml\nbackbone: {name: two}")
+        assert read_yaml(tmp_path / "b.yaml") == {"backbone": {"name": "two"}}
+
+    def test_a_circle_and_a_missing_base_are_refused(self, tmp_path):
+        (tmp_path / "a.yaml").write_text("base: b.yaml")
+        (tmp_path / "b.yaml").write_text("base: a.yaml")
+        (tmp_path / "c.yaml").write_text("base: nothing.yaml")
+        with pytest.raises(UserError, match=r"a\.yaml is its own base: a\.yaml > b\.yaml"):
+            read_yaml(tmp_path / "a.yaml")
+        with pytest.raises(UserError, match=r"nothing\.yaml does not exist"):
+            read_yaml(tmp_path / "c.yaml")
+
+
+class TestStrategies:
+    def test_mcpl_is_one_with_all_regularisation(self):
+        full, plain = loaded("mcpl.yaml"), loaded("mcpl-one.yaml")
+        assert full.model.params.mask.kind == "hard"
+        assert full.model.params.contrast.bind_adjectives
+        assert (plain.model.params.mask, plain.model.params.contrast) == (None, None)
+        for config in (full, plain):
+            config.model.params.mask = config.model.params.contrast = None
+        assert full == plain
+
+    def test_all_learns_every_word(self):
+        (text, *_), words = sentences(loaded("mcpl-all.yaml"))
+        assert set(words) == set(text.split())
+        assert {"<bear>", "brown", "a"} <= set(words)
+        assert sentences(loaded("mcpl-one.yaml"))[1] == ["<bear>", "<skateboard>"]
+
+    def test_diverse_has_a_relation_for_each_picture(self):
+        texts, words = sentences(loaded("mcpl-diverse.yaml"))
+        assert len(set(texts)) >= 3
+        assert {"<ball>", "<box>", "<on>", "<under>", "<beside>"} == set(words)
+        config = loaded("mcpl-diverse.yaml")
+        named = {w for prompt in config.summary.prompts for w in prompt.split() if w[0] == "<"}
+        assert named <= set(words)
+
+    @pytest.mark.parametrize("name", ["mcpl.yaml", "mcpl-one.yaml", "mcpl-all.yaml",
+                                      "mcpl-diverse.yaml", "lego.yaml"])  # fmt: skip
+    def test_terms_can_be_put_in_from_the_command_line(self, name):
+        config = loaded(name, "model.params.mask={kind: soft}")
+        assert config.model.params.mask.kind == "soft"
+        assert "base" not in config
