@@ -35,9 +35,12 @@ def config_files() -> list[Path]:
 
 
 def parts(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict]]:
-    """Every mapping with a ``target`` in `config`, with the keys that lead to it."""
+    """Every mapping with a ``target`` in `config`, with the keys that lead to it.
+
+    The columns of a paper's table are none, though one may be called so.
+    """
     if isinstance(config, dict):
-        if isinstance(config.get("target"), str):
+        if isinstance(config.get("target"), str) and path[-1:] != ("columns",):
             yield path, config
         for key, value in config.items():
             yield from parts(value, (*path, str(key)))
