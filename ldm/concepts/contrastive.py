@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.concepts.objective import TermValue, TrainStep
+from ldm.concepts.processes import everyones_rows
 from ldm.concepts.recorder import (
     Positions,
     adjective_of,
@@ -79,18 +80,24 @@ class PromptContrast:
         return step.context, positions, self.words or concept_words(learnable, step.embeddings)
 
     def views(self, step: TrainStep) -> Views:
-        """The mean output over the tokens of each word, and of each adjective, in each caption."""
+        """The mean output over the tokens of each word, and of each adjective, in each caption.
+
+        Those of all processes that share the batch.
+        """
         context, positions, concepts = self.read(step)
+        # The same number for a word in every process, whatever captions it has.
+        known = list(dict.fromkeys([*getattr(step.embeddings, "words", ()), *concepts]))
         runs = [0] * len(positions) if step.run is None else step.run.tolist()
         found: list[tuple[int, int, int]] = []
         places: list[list[int]] = []
         for image, row in enumerate(positions):
-            for number, word in enumerate(concepts):
+            for word in concepts:
                 for name in (word, adjective_of(word))[: 1 + self.bind_adjectives]:
                     if name in row:
-                        found.append((image, number, runs[image]))
+                        found.append((image, known.index(word), runs[image]))
                         places.append(row[name])
-        return _gather(context, found, places)
+        views = _gather(context, found, places)
+        return Views(*(everyones_rows(each)[0] for each in views))
 
 
 def _gather(context: Tensor, found: list[tuple[int, int, int]], places: list[list[int]]) -> Views:

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.concepts.objective import TrainStep
+from ldm.concepts.processes import everyones, everyones_rows, processes
 from ldm.concepts.recorder import adjective_of, concept_words, to_device
 from ldm.prompts.sentence import as_words
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("hard", "soft", "skip")
+KINDS = ("hard", "soft", "given", "skip")
 AVERAGES = ("step", "running")
 
 #: Whose map it is: run, image, flip, word.
@@ -33,7 +34,8 @@ class AttentionMask:
     the mask the union of B over the selected words that the image's caption contains.
 
     Args:
-        kind: ``hard`` (B), ``soft`` (M itself, the maximum over words) or ``skip`` (no mask).
+        kind: ``hard`` (B), ``soft`` (M itself, the maximum over words), ``given`` (the masks that
+            come with the pictures, instead of attention) or ``skip`` (no mask).
         threshold: k.
         average: ``step`` takes the maps of this step; ``running`` their mean over all training
             steps so far, kept for each run, image, flip and word.
@@ -72,7 +74,7 @@ class AttentionMask:
     @property
     def reads_attention(self) -> bool:
         """Whether attention must be recorded for it."""
-        return self.kind != "skip"
+        return self.kind in ("hard", "soft")
 
     def select(self, names: Sequence[str], embeddings: Any = None) -> list[str]:
         """Those of the recorded `names` that make the mask."""
@@ -91,11 +93,13 @@ class AttentionMask:
         with gradients enabled) enter the running mean.
 
         Raises:
-            ValueError: when the step carries no attention, or ``average: running`` finds no image
-                numbers.
+            ValueError: when the step carries no attention, or no masks where they are to be given,
+                or ``average: running`` finds no image numbers.
         """
         if self.kind == "skip":
             return None
+        if self.kind == "given":
+            return given_mask(step)
         if step.attention is None:
             raise ValueError(
                 "a mask needs the words' attention and this step has none: attention is recorded "
@@ -109,13 +113,15 @@ class AttentionMask:
         names = self.select(attention.words, step.embeddings)
         chosen = [attention.words.index(name) for name in names]
         present = attention.present[:, chosen]
-        if not present.any():
+        found = bool(present.any())
+        if found or processes() > 1:  # the other processes wait for what is remembered here
+            maps = attention.maps()
+            maps = maps.index_select(1, to_device(chosen, maps.device).long())
+            if remember:
+                maps = self._running(step, names, present, maps)
+        if not found:
             self._say_nothing_found(attention.words)
             return None
-        maps = attention.maps()
-        maps = maps.index_select(1, to_device(chosen, maps.device))
-        if remember:
-            maps = self._running(step, names, present, maps)
         present = to_device(present, maps.device)
         largest = maps.amax((-2, -1), keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
         evidence = maps / largest
@@ -154,7 +160,9 @@ class AttentionMask:
             for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
         ]
         index = to_device(torch.stack([rows, columns]), maps.device)
-        means = self.kept.add(keys, maps[index[0], index[1]])
+        added, own = everyones_rows(maps[index[0], index[1]])
+        keys = everyones(keys)
+        means = self.kept.add(keys, added)[own] if keys else added
         return maps.index_put((index[0], index[1]), means)
 
     def state_dict(self) -> dict[str, Any]:
@@ -164,6 +172,22 @@ class AttentionMask:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the running means of a checkpoint."""
         self.kept.load_state_dict(state)
+
+
+def given_mask(step: TrainStep) -> Tensor:
+    """The masks that came with the pictures, at the latent's size: (b, 1, h, w).
+
+    Raises:
+        ValueError: when none came.
+    """
+    mask = step.extras.get("mask")
+    if mask is None:
+        raise ValueError(
+            "mask kind 'given' needs the masks of the pictures: switch them on with "
+            "data.params.train.params.given_masks=true"
+        )
+    size = step.prediction.shape[-2:]
+    return F.interpolate(mask[:, None].to(step.prediction), size=size, mode="nearest")
 
 
 class RunningMaps:

@@ -39,7 +39,7 @@ class ReleasedAttention(AttentionController):
     kept as well: through a soft mask they reach the words.
     """
 
-    rewrites = False
+    differentiable = True
 
     def __init__(self, positions: Positions) -> None:
         self.positions = positions

@@ -6,7 +6,7 @@ stream is the same after a resume, with any number of workers, and over any numb
 
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
+from ldm.data.packed import PackedDataset
 from ldm.data.steps import StepBatchSampler, StepKey, collate
 from ldm.util import instantiate_from_config
 
@@ -77,7 +78,10 @@ class StepLoader:
     ) -> None:
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
         total = batch_size * group[1]
-        epoch = _Epoch(steps, lambda: StepBatchSampler(total, first_step(), steps, *group))
+        runs = getattr(dataset, "active", 1)
+        epoch = _Epoch(
+            steps, lambda: StepBatchSampler(total, first_step(), steps, *group, runs=runs)
+        )
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
             batch_sampler=epoch,
@@ -130,6 +134,25 @@ class DataModuleFromConfig(LightningDataModule):
         self.datasets: dict[str, Any] = {}
         self._offset = 0
         self._restored: int | None = None
+
+    @classmethod
+    def packed(cls, modules: Sequence["DataModuleFromConfig"]) -> "DataModuleFromConfig":
+        """The training sets of several independent runs in one batch, `batch_size` of each run.
+
+        Raises:
+            ValueError: when a set cannot be asked for examples by step.
+        """
+        sets = [module._dataset("train") for module in modules]
+        for dataset in sets:
+            if not is_keyed(dataset):
+                raise ValueError(
+                    f"{type(dataset).__name__} cannot be asked for examples by step, so that its "
+                    "runs cannot share a batch: learn them one by one"
+                )
+        together = cls(modules[0].batch_size, num_workers=modules[0].num_workers)
+        together.dataset_configs = {"train": {}}
+        together.datasets = {"train": PackedDataset(sets)}
+        return together
 
     def setup(self, stage: str | None = None) -> None:
         """Build the datasets, each once."""

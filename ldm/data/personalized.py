@@ -16,6 +16,7 @@ import torch
 from torch import Generator
 from torch.utils.data import Dataset
 
+from ldm.data.given_masks import true_mask
 from ldm.data.images import load_image, normalise, to_pixels
 from ldm.data.metadata import read_items
 from ldm.data.pairing import (
@@ -59,9 +60,11 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
     concept is shown, and its subject has no word of its own (:mod:`ldm.data.subjects`).
 
     ``dataset[StepKey]`` gives image (h, w, 3) float32 in [-1, 1], caption (`Caption`), image_id,
-    flip, step, slot and run. With several kinds of pictures the slots of a step take turns, so that
-    every step draws from all of them (Lego sec. 4.3). ``dataset[int]`` gives image and caption
-    (text), flip and template drawn from torch's global generator.
+    flip, step, slot and run; with `given_masks` also mask (h, w): where the words of the caption
+    are, from the files beside the picture (:mod:`ldm.data.given_masks`). With several kinds of
+    pictures the slots of a step take turns, so that every step draws from all of them (Lego sec.
+    4.3). ``dataset[int]`` gives image and caption (text), flip and template drawn from torch's
+    global generator.
 
     Raises:
         FileNotFoundError: when there is no such folder.
@@ -95,11 +98,12 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
         strategy: Strategy = "one",
         own_sentences: bool = True,
         subject_separation: bool = True,
+        given_masks: bool = False,
     ) -> None:
         self.size, self.interpolation, self.center_crop = size, interpolation, center_crop
         self.flip_p = _share("flip_p", flip_p)
         self.mixing_prob = _share("mixing_prob", mixing_prob) if per_image_tokens else 0.0
-        self.seed = seed
+        self.seed, self.given_masks = seed, given_masks
         self.templates = _checked(self.templates if templates is None else templates)
         self.items = read_items(data_root)
         if not own_sentences:
@@ -120,6 +124,7 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
         self._groups = [[i for i, item in enumerate(self.items) if item.kind == k] for k in kinds]
         self._length = self.num_images * (repeats if set == "train" else 1)
         self._kept: dict[int, np.ndarray] = {}
+        self._masks: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         """The length of an epoch: every picture, in training `repeats` times."""
@@ -136,6 +141,12 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
         shown = {name for each in self._pairs for name in each.caption.names()}
         words = (word for word in merge_words(self._pairs) if word.name in shown)
         return mark_concepts(words, self.items, self._pairs)
+
+    @property
+    def arrays(self) -> tuple[Any, ...]:
+        """What decides `images()`: two sets with equal ones show the same arrays."""
+        pictures = tuple((item.path, item.crop) for item in self.items)
+        return (pictures, self.size, self.center_crop, self.interpolation)
 
     def sentence_of(self, image_id: int) -> Sentence:
         """The sentence that a picture is shown with."""
@@ -157,12 +168,13 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
         group = self._groups[(key.step + key.slot) % len(self._groups)]
         index = group[_below(len(group), generator)]
         flip = bool(torch.rand((), generator=generator) < self.flip_p)
-        # A mask of the picture would be cut, resized and flipped here, as an entry "mask".
+        mask = {"mask": self._mask(index, flip)} if self.given_masks else {}
         return {
             "image": self._image(index, flip),
             "caption": self._caption(index, generator),
             "image_id": index,
             "flip": flip,
+            **mask,
             **key._asdict(),
         }
 
@@ -190,16 +202,32 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
                 self._kept[index] = pixels
         return pixels
 
+    def _mask(self, index: int, flip: bool) -> np.ndarray:
+        """Where the words of a picture are, float32 (h, w): 1 or 0."""
+        mask = self._masks.get(index)
+        if mask is None:
+            words = self._pairs[index].caption.names()
+            mask = true_mask(self.items[index], words, self.size, self.center_crop)
+            self._masks[index] = mask
+        return mask[:, ::-1].copy() if flip else mask
+
     def _caption(self, index: int, generator: Generator | None = None) -> Caption:
         """The sentence of a picture in a template, now and then with the picture's own token."""
-        template = self.templates[_below(len(self.templates), generator)]
-        caption = self._pairs[index].caption
-        if is_caption(caption.text, self._openings):
-            template = "{}"
+        number = _below(len(self.templates), generator)
         if torch.rand((), generator=generator) >= self.mixing_prob:
-            return fill(template, caption)
+            return self.caption_of(index, number)
         token = PER_IMAGE_TOKENS[index]
-        return fill(f"{template} with {{}}", caption, Caption.of(token, [token]))
+        return fill(f"{self._template(index, number)} with {{}}", self._pairs[index].caption,
+                    Caption.of(token, [token]))  # fmt: skip
+
+    def caption_of(self, image_id: int, number: int) -> Caption:
+        """The caption of a picture in template `number`, counted round and round."""
+        return fill(self._template(image_id, number), self._pairs[image_id].caption)
+
+    def _template(self, image_id: int, number: int) -> str:
+        """Template `number`, or none around a sentence that is a whole caption already."""
+        whole = is_caption(self._pairs[image_id].caption.text, self._openings)
+        return "{}" if whole else self.templates[number % len(self.templates)]
 
 
 def _below(limit: int, generator: Generator | None) -> int:

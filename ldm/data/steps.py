@@ -33,9 +33,10 @@ class StepKey(NamedTuple):
 class StepBatchSampler(Sampler[list[StepKey]]):
     """The keys of each step in turn, from `start_step` on: endlessly, or for `max_steps` steps.
 
-    `batch_size` is that of the whole step over all processes, for each of `runs` packed runs; the
-    process `rank` of `world_size` gets its own part of the slots. The keys of a run stand together:
-    a batch is (runs, slots) flattened.
+    `batch_size` is that of the whole step over all processes, for each packed run; the process
+    `rank` of `world_size` gets its own part of the slots. `runs` are the numbers of the packed
+    runs, or how many there are; a list is read anew for each step, so that a run can leave. The
+    keys of a run stand together: a batch is (runs, slots) flattened.
 
     Raises:
         ValueError: for a size or step out of range, or a batch that cannot be split evenly.
@@ -49,9 +50,10 @@ class StepBatchSampler(Sampler[list[StepKey]]):
         rank: int = 0,
         world_size: int = 1,
         *,
-        runs: int = 1,
+        runs: int | Sequence[int] = 1,
     ) -> None:
-        if min(batch_size, runs) < 1 or min(start_step, max_steps or 0) < 0:
+        self.runs: Sequence[int] = range(runs) if isinstance(runs, int) else runs
+        if min(batch_size, len(self.runs)) < 1 or min(start_step, max_steps or 0) < 0:
             raise ValueError(
                 f"batch_size={batch_size}, runs={runs}, start_step={start_step}, max_steps="
                 f"{max_steps}: sizes must be at least 1, steps at least 0"
@@ -65,13 +67,13 @@ class StepBatchSampler(Sampler[list[StepKey]]):
             )
         share = batch_size // world_size
         self.slots = range(rank * share, (rank + 1) * share)
-        self.start_step, self.max_steps, self.runs = start_step, max_steps, runs
+        self.start_step, self.max_steps = start_step, max_steps
 
     def __iter__(self) -> Iterator[list[StepKey]]:
         """Yield one list of keys a step."""
         step = self.start_step
         while self.max_steps is None or step < self.start_step + self.max_steps:
-            yield [StepKey(step, slot, run) for run in range(self.runs) for slot in self.slots]
+            yield [StepKey(step, slot, run) for run in self.runs for slot in self.slots]
             step += 1
 
     def __len__(self) -> int:

@@ -16,6 +16,8 @@ from ldm.evaluation.playroom import Mean
 
 Figures = dict[str, Mean]
 
+#: Columns that are no numbers, and their order.
+WHEN = {"before": 0, "after": 1}
 TITLES = {
     "judge": "The judge on fresh renders",
     "judge autoencoded": "The judge on renders through the autoencoder",
@@ -60,17 +62,19 @@ def differences(measured: Figures, card: Figures) -> list[str]:
 
 
 def markdown(figures: Figures) -> str:
-    """One table for each kind of figure; a last part that is a number becomes a column."""
+    """One table for each kind of figure; a last part that is a number or in `WHEN` is a column."""
     parts = []
     for kind in dict.fromkeys(name.split("/")[0] for name in figures):
         rows: dict[str, dict[str, Mean]] = {}
         for name, value in figures.items():
             start, *middle = name.split("/")
             if start == kind:
-                numbered = middle[-1].isdecimal()
+                numbered = middle[-1].isdecimal() or middle[-1] in WHEN
                 row = "/".join(middle[:-1] if numbered else middle)
                 rows.setdefault(row, {})[middle[-1] if numbered else ""] = value
-        columns = sorted({column for row in rows.values() for column in row})
+        columns = sorted(
+            {c for row in rows.values() for c in row}, key=lambda c: (WHEN.get(c, 0), c)
+        )
         parts += [
             f"### {TITLES.get(kind, kind)}",
             "",

@@ -16,7 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.diffusionmodules.util import GroupNorm32, checkpoint, normalization, zero_module
+from ldm.modules.diffusionmodules.util import (
+    GroupNorm32,
+    checkpoint,
+    normalization,
+    recomputing,
+    zero_module,
+)
 
 Grid = tuple[int, int]
 
@@ -39,10 +45,11 @@ class AttentionController:
 
     An observer (`rewrites` false) is shown queries and keys and leaves the fused kernel in place,
     so that it changes nothing bit for bit. A rewriting controller is given the probabilities and
-    returns those to be used.
+    returns those to be used. A `differentiable` observer keeps the gradients of what it sees.
     """
 
     rewrites: bool = False
+    differentiable: bool = False
 
     def wants(self, site: AttentionSite | None) -> bool:
         """Whether this controller has anything to do at `site`."""
@@ -146,12 +153,13 @@ class CrossAttention(nn.Module):
     def _attend(
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, grid: Grid | None
     ) -> Tensor:
-        controller = self.controller
+        controller = None if recomputing() else self.controller
         if controller is not None and controller.wants(self.site):
             if controller.rewrites:
                 probs = controller(attention_probs(q, k, self.scale, bias), self.site, grid)
                 return probs.to(v.dtype) @ v
-            controller.observe(q, k, self.scale, self.site, grid)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and controller.differentiable):
+                controller.observe(q, k, self.scale, self.site, grid)
         return fused_attention(q, k, v, bias)
 
 
@@ -199,8 +207,9 @@ def Normalize(in_channels: int, groups: int = 32) -> GroupNorm32:  # noqa: N802 
 class BasicTransformerBlock(nn.Module):
     """Pixels look at each other (`attn1`), then at the text (`attn2`), then think alone (`ff`).
 
-    With `checkpoint`, what lies in between is recomputed in the backward pass, but not while a
-    controller is installed: it would be asked twice.
+    With `checkpoint`, what lies in between is recomputed in the backward pass. An observer sees the
+    first run only. While a controller is installed that takes part, by rewriting attention or by
+    keeping its gradients, nothing is recomputed: it would take part twice.
     """
 
     def __init__(
@@ -224,8 +233,11 @@ class BasicTransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, grid: Grid | None = None) -> Tensor:
         """Refine the pixels `x` (b, n, c) with the help of `context` (b, m, c')."""
-        controlled = self.attn1.controller is not None or self.attn2.controller is not None
-        flag = self.checkpoint and not controlled
+        controllers = (self.attn1.controller, self.attn2.controller)
+        part = any(
+            each is not None and (each.rewrites or each.differentiable) for each in controllers
+        )
+        flag = self.checkpoint and not part
         return checkpoint(self._forward, (x, context, grid), self.parameters(), flag)
 
     def _forward(self, x: Tensor, context: Tensor | None, grid: Grid | None) -> Tensor:

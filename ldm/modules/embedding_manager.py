@@ -200,13 +200,13 @@ class EmbeddingManager(nn.Module):
 
     # ------------------------------------------------------------------------------- files
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, vectors: Mapping[str, Tensor] | None = None) -> None:
         """Write the words to `path` (the public ``.pt`` layout) and beside it as ``.safetensors``.
 
         Each file is either the old one or the whole new one. A path that ends in ``.safetensors``
-        gives only that file.
+        gives only that file. `vectors` are earlier ones of the same words.
         """
-        vectors = dict(self.string_to_param_dict.items())
+        vectors = dict(self.string_to_param_dict.items()) if vectors is None else vectors
         ids = {name: self._stored_id(name) for name in vectors}
         starts = {word.name: word.start for word in self.learnable}
         write_words(path, vectors, ids, starts)

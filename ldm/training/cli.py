@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ldm.training.errors import UserError
 
@@ -44,6 +44,31 @@ def word_list(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
+class _Roots(argparse.Action):
+    """Folders of images, one after the other or separated by commas: `data_roots`; `data_root` is
+    the only one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Take the folders apart."""
+        roots = [
+            root
+            for value in values
+            for root in ([value] if Path(value).exists() or "=" in value else word_list(value))
+        ]
+        _keep_roots(namespace, roots)
+
+
+def _keep_roots(flags: argparse.Namespace, roots: list[str]) -> None:
+    flags.data_roots = roots
+    flags.data_root = roots[0] if len(roots) == 1 else None
+
+
 @dataclass(frozen=True)
 class Options:
     """A parsed command line: the known flags, trainer arguments and configuration overrides."""
@@ -70,6 +95,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Arguments such as model.params.seed=1 override the configuration; "
         "--max_steps 100 and other arguments of Lightning's Trainer are passed on.",
     )
+    parser.set_defaults(data_roots=[])
     _run_arguments(parser.add_argument_group("run"))
     _concept_arguments(parser.add_argument_group("words to learn"))
     _released_arguments(parser.add_argument_group("words to learn, as in the released MCPL code"))
@@ -107,7 +133,12 @@ def _run_arguments(group: argparse._ArgumentGroup) -> None:
 
 
 def _concept_arguments(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--data_root", default=None, help="folder of images")
+    group.add_argument(
+        "--data_root", default=None, action=_Roots, nargs="+", metavar="FOLDER",
+        help="folder of images; several are as many runs, learned together",
+    )  # fmt: skip
+    group.add_argument("--repeats", type=int, default=1, metavar="N",
+                       help="learn N times with the seeds from --seed on, together")  # fmt: skip
     group.add_argument(
         "--sentence", default=None,
         help='annotated sentence: "a [brown] <teddy:bear> on a [rolling] <board:skateboard>"',
@@ -148,8 +179,10 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     if flags.project is not None:
         flags.logdir = flags.project
     # "--base a.yaml seed=1": what has an equals sign is no file.
-    overrides += [entry for entry in flags.base if "=" in entry and not Path(entry).is_file()]
+    given = [*flags.base, *flags.data_roots]
+    overrides += [entry for entry in given if "=" in entry and not Path(entry).exists()]
     flags.base = [entry for entry in flags.base if entry not in overrides]
+    _keep_roots(flags, [root for root in flags.data_roots if root not in overrides])
     trainer = {}
     known = trainer_arguments() if unknown else frozenset()
     remaining = list(unknown)

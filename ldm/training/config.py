@@ -20,18 +20,24 @@ BACKBONES = Path(__file__).resolve().parents[2] / "configs" / "backbones"
 #: How a drawn set is named where a folder is expected, and the dataset it stands for.
 DRAWN, CONCEPT_SET = "playroom:", "ldm.data.playroom.PlayroomConcepts"
 #: What else a drawn set's configuration says, and keeps when the pictures are others.
-KEPT_OPTIONS = ("size", "seed", "flip_p", "sentence", "own_sentences", "subject_separation")
+KEPT_OPTIONS = (
+    "size", "seed", "flip_p", "sentence", "own_sentences", "subject_separation", "given_masks",
+)  # fmt: skip
 
 MCPL_TARGET = "ldm.models.diffusion.mcpl.MCPL"
 
 
-def read_yaml(path: str | Path) -> DictConfig:
-    """One configuration file.
+def read_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    """One configuration file, laid over the file that its key ``base`` names, if it has one.
+
+    That file is looked for in the same folder. `above` are the files that led here.
 
     Raises:
         UserError: naming the file, and for YAML errors the line.
     """
     path = Path(path)
+    if path.resolve() in above:
+        raise UserError(f"{path} is its own base: {' > '.join(p.name for p in above)}")
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; in that folder: {', '.join(near[:8])}" if near else ""
@@ -42,17 +48,24 @@ def read_yaml(path: str | Path) -> DictConfig:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(config, DictConfig):
         raise UserError(f"{path} must hold a mapping such as 'model: ...', not a list or a value")
-    return config
+    if "base" not in config:
+        return config
+    under = read_yaml(path.parent / str(config.pop("base")), (*above, path.resolve()))
+    return _over(under, config)
+
+
+def _over(under: DictConfig, config: DictConfig) -> DictConfig:
+    """`config` laid over `under`; of two backbones the upper one counts, whole."""
+    if "backbone" in config and "backbone" in under:
+        del under["backbone"]
+    return OmegaConf.merge(under, config)
 
 
 def merge_files(paths: Sequence[str | Path]) -> DictConfig:
     """Files merged left to right; of several backbones the last one counts, whole."""
     merged = OmegaConf.create()
     for path in paths:
-        config = read_yaml(path)
-        if "backbone" in config and "backbone" in merged:
-            del merged["backbone"]
-        merged = OmegaConf.merge(merged, config)
+        merged = _over(merged, read_yaml(path))
     return merged
 
 
@@ -127,8 +140,36 @@ def _apply_run_flags(config: DictConfig, options: Options) -> None:
         for part in ("train", "validation"):
             if OmegaConf.select(config, f"data.params.{part}.params") is not None:
                 config.data.params[part] = point_at(config.data.params[part], flags.data_root)
+    _list_runs(config, flags)
     for name, value in options.trainer.items():
         OmegaConf.update(config, f"lightning.trainer.{name}", yaml.safe_load(value), force_add=True)
+
+
+def _list_runs(config: DictConfig, flags: Any) -> None:
+    """Write several runs under ``runs``: one for every folder of images and every repeat.
+
+    Raises:
+        UserError: when there are no repeats.
+    """
+    if flags.repeats < 1:
+        raise UserError(f"--repeats {flags.repeats}: give 1 or more")
+    if flags.repeats == 1 and len(flags.data_roots) < 2:
+        return
+    seeds = [config.seed + number for number in range(flags.repeats)]
+    config.runs = list_runs(flags.data_roots or [""], seeds)
+
+
+def list_runs(roots: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """A run for every folder of images and every seed, with distinct names."""
+    names = [Path(root.removeprefix(DRAWN)).name for root in roots]
+    runs = []
+    for number, (root, name) in enumerate(zip(roots, names, strict=True)):
+        folder = f"{name}-{number}" if names.count(name) > 1 else name
+        for seed in seeds:
+            parts = [folder, f"seed{seed}" if len(seeds) > 1 else ""]
+            told = "-".join(part for part in parts if part)
+            runs.append({"name": told, "data_root": root, "sentence": None, "seed": seed})
+    return runs
 
 
 def point_at(dataset: DictConfig, data_root: str) -> DictConfig:
@@ -140,6 +181,8 @@ def point_at(dataset: DictConfig, data_root: str) -> DictConfig:
     drawn = data_root.startswith(DRAWN)
     if drawn or dataset.target == CONCEPT_SET:
         kept = {key: params[key] for key in KEPT_OPTIONS if key in params}
+        if drawn and "n_images" in params:
+            kept["n_images"] = params["n_images"]
         target = CONCEPT_SET if drawn else "ldm.data.personalized.PersonalizedBase"
         name = {"name": data_root.removeprefix(DRAWN)} if drawn else {"data_root": data_root}
         return OmegaConf.create({"target": target, "params": {**kept, **name}})

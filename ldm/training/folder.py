@@ -16,6 +16,10 @@ from ldm.training.errors import UserError
 FRUIT = (".ckpt", ".pt", ".safetensors", ".png", ".csv")
 
 
+#: In the folder of several runs: what the resume of those that share a batch needs.
+PACKS = "packs"
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """Where a run writes: ``logs/<time>_<name>/{configs,checkpoints,images}``.
@@ -101,6 +105,8 @@ def _resumed(given: Path, now: str) -> RunFolder:
     """The folder of the run that a folder or one of its checkpoints belongs to."""
     if given.is_file():
         return RunFolder(given.resolve().parents[1], now, given)
+    if (given / PACKS).is_dir():
+        return RunFolder(given, now)
     last = given / "checkpoints" / "last.ckpt"
     if not last.is_file():
         raise UserError(

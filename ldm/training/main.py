@@ -38,7 +38,10 @@ def run(options: Options) -> None:
             "nothing to do: this configuration has no data, or --train false was given. To sample, "
             "use scripts/txt2img.py"
         )
-    from ldm.training.run import train
+    if config.get("runs"):
+        from ldm.training.packed import train_packed as train
+    else:
+        from ldm.training.run import train
 
     folder = train(config, options)
     logger.info("done: %s", folder.root)

@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -18,7 +19,9 @@ from ldm.training.cli import Options
 from ldm.training.clock import seconds_running
 from ldm.training.errors import UserError
 from ldm.training.folder import RunFolder, run_folder
-from ldm.training.summary import Pictures, Summary, log_table
+from ldm.training.host import keep_freed_memory, settle
+from ldm.training.pictures import Pictures
+from ldm.training.summary import Summary, log_table
 from ldm.training.trainer import build_trainer
 from ldm.training.words import check_words, learn_words
 from ldm.util import instantiate_from_config
@@ -130,50 +133,66 @@ def scale_learning_rate(model: Any, config: DictConfig, trainer: pl.Trainer) -> 
 def train(config: DictConfig, options: Options) -> RunFolder:
     """Carry out a run from its configuration; returns its folder."""
     limit_threads()
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    sentence = concept_sentence(config)
-    data = build_data(config, sentence)
-    check_words(data, config, sentence)
+    data = read_data(config, concept_sentence(config))
     with run_folder(options.flags) as folder:
-        model = build_model(config)
-        words = learn_words(model, data, config, trained=bool(given_weights(config)))
-        if config.get("channels_last"):
-            model.to(memory_format=torch.channels_last)
-        trainer = build_trainer(config, folder, learns_words=words is not None)
-        scale_learning_rate(model, config, trainer)
-        told = pictures(config)
-        summary = None if words is None else Summary(model, data.datasets["train"], told)
-        with _interruptible(trainer, folder):
-            trainer.fit(model, datamodule=data, ckpt_path=folder.resumed_from, weights_only=False)
-        if not options.flags.no_test and is_overridden("test_step", model):
-            trainer.test(model, datamodule=data, verbose=False)
-        if summary is not None and trainer.is_global_zero:
-            written = summary.write(folder.root, seconds=seconds_running(), seed=config.seed)
-            log_table(written["words"])
+        learn(config, data, folder, test=not options.flags.no_test)
     return folder
 
 
+def read_data(config: DictConfig, sentence: Sentence | None) -> pl.LightningDataModule:
+    """The data of a run, found to be good, with torch's generators seeded for what follows."""
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    data = build_data(config, sentence)
+    check_words(data, config, sentence)
+    return data
+
+
+def learn(
+    config: DictConfig, data: pl.LightningDataModule, folder: RunFolder, *, test: bool = False
+) -> None:
+    """Build the model of a run, train it on `data`, and write what it leaves to `folder`."""
+    model = build_model(config)
+    words = learn_words(model, data, config, trained=bool(given_weights(config)))
+    settle(model, config)
+    trainer = build_trainer(config, folder, learns_words=words is not None)
+    scale_learning_rate(model, config, trainer)
+    told = pictures(config)
+    summary = None if words is None else Summary(model, data.datasets["train"], told)
+    try:
+        with interruptible(trainer, folder, folder.root):
+            trainer.fit(model, datamodule=data, ckpt_path=folder.resumed_from, weights_only=False)
+    except KeyboardInterrupt:
+        if summary is not None and trainer.is_global_zero and trainer.global_step:
+            summary.write(folder.root, seconds=seconds_running(), seed=config.seed, finished=False)
+        raise
+    if test and is_overridden("test_step", model):
+        trainer.test(model, datamodule=data, verbose=False)
+    if summary is not None and trainer.is_global_zero:
+        written = summary.write(folder.root, seconds=seconds_running(), seed=config.seed)
+        log_table(written["words"])
+
+
 @contextmanager
-def _interruptible(trainer: pl.Trainer, folder: RunFolder) -> Iterator[None]:
-    """Say how to continue when the run is interrupted."""
+def interruptible(trainer: pl.Trainer, folder: RunFolder, root: Path) -> Iterator[None]:
+    """Say how to continue the runs in `root` when the one of `folder` is interrupted."""
     try:
         yield
     except SystemExit:
         if not trainer.interrupted:
             raise
         saved = (folder.checkpoints / "last.ckpt").is_file()
-        said = f"continue with --resume {folder.root}" if saved else "nothing had been saved yet"
+        said = f"continue with --resume {root}" if saved else "nothing had been saved yet"
         raise KeyboardInterrupt(said) from None
 
 
 def pictures(config: DictConfig) -> Pictures | None:
     """What a run is to be summed up with, as the part ``summary`` of its configuration says."""
-    wanted = config.get("summary")
-    return None if wanted is None else Pictures(**OmegaConf.to_container(wanted, resolve=True))
+    return Pictures.of(config.get("summary"))
 
 
 def limit_threads() -> None:
-    """Use as many threads as cores may be used, or as ``LDM_THREADS`` says."""
+    """Use as many threads as cores may be used, or as ``LDM_THREADS`` says, and keep memory."""
+    keep_freed_memory()
     threads = os.environ.get("LDM_THREADS")
     if threads:
         torch.set_num_threads(int(threads))

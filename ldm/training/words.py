@@ -13,10 +13,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from ldm.prompts.sentence import LearnableWord, Sentence
 from ldm.prompts.spans import find_words
 from ldm.training.errors import UserError
+from ldm.util import step_generator
 
 logger = logging.getLogger(__name__)
 
-
+#: Stream of `step_generator` from which words that start at random are drawn.
+RANDOM_STREAM = 1 << 22
 #: Arguments of a public ``personalization_config`` that say more than which words there are.
 KEPT_OPTIONS = ("per_image_tokens", "progressive_words")
 #: Where a configuration names words of the sentences: key -> the flag that writes it.
@@ -62,9 +64,9 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def learn_words(
-    model: Any, data: Any, config: DictConfig, *, trained: bool
+    model: Any, data: Any, config: DictConfig, *, trained: bool, quiet: bool = False
 ) -> list[LearnableWord] | None:
-    """Make the words of the data's sentences learnable, and show them.
+    """Make the words of the data's sentences learnable, and show them unless `quiet`.
 
     ``None`` for data that is not for learning words. `trained` says that weights were loaded.
     """
@@ -76,16 +78,19 @@ def learn_words(
             "no weights are given, so the words are learned for a network of random numbers: name "
             "a trained model with --actual_resume CKPT"
         )
+    options = {"generator": step_generator(config.seed, 0, 0, RANDOM_STREAM)}
     public = OmegaConf.select(config, "model.params.personalization_config.params") or {}
     vectors = public.get("num_vectors_per_token", 1)
     words = [replace(word, vectors=max(word.vectors, vectors)) for word in dataset.words]
-    model.learn(words, **{name: public[name] for name in KEPT_OPTIONS if name in public})
+    options.update({name: public[name] for name in KEPT_OPTIONS if name in public})
+    model.learn(words, **options)
     earlier = OmegaConf.select(config, "concept.embeddings")
     if earlier:
         _continue_from(earlier, model.embedding_manager)
     if getattr(dataset, "cacheable", False):
         model.cache_posteriors()
-    show(words, dataset.sentences)
+    if not quiet:
+        show(words, dataset.sentences)
     return words
 
 

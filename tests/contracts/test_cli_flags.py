@@ -18,7 +18,7 @@ RELEASED = {
 #: What this project adds. A new flag belongs here and in the documents.
 OURS = {
     "-h", "--help", "--sentence", "--strategy", "--pseudo_words", "--pseudo_words_softmax",
-    "--pseudo_words_infonce",
+    "--pseudo_words_infonce", "--repeats",
 }  # fmt: skip
 
 START = ["--base", "configs/latent-diffusion/txt2img-1p4B-finetune.yaml", "-t"]

@@ -268,12 +268,53 @@ def test_checkpointing_is_honoured():
     assert calls == [1.0, 2.0]
 
 
-def test_controller_records_once_with_checkpointing():
-    unet, observer = make_unet(use_checkpoint=True), Observer()
+class KeepingObserver(Observer):
+    """Keeps what it is shown with its gradient."""
+
+    differentiable = True
+
+    def observe(self, q, k, scale, site, grid):
+        self.seen.append(attention_probs(q, k, scale).sum())
+
+
+def runs_of_attention(unet: UNetModel, controller: AttentionController | None) -> float:
+    """How often each attention module runs in a forward and a backward pass."""
+    ran, modules = [], [module.to_q for module, _ in attention_sites(unet)]
+    hooks = [m.register_forward_hook(lambda *_: ran.append(1)) for m in modules]
+    gradients(unet, controller)
+    for hook in hooks:
+        hook.remove()
+    return len(ran) / len(modules)
+
+
+def test_an_observer_sees_a_checkpointed_network_once():
+    unet, observer, alone = make_unet(use_checkpoint=True), Observer(), Observer()
     got = gradients(unet, observer)
-    assert len(observer.seen) == len(attention_sites(unet))
-    for a, b in zip(got, gradients(make_unet()), strict=True):
+    for a, b in zip(got, gradients(make_unet(), alone), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+    assert len(observer.seen) == len(alone.seen) == len(attention_sites(unet))
+    for (site, grid, probs), expected in zip(observer.seen, alone.seen, strict=True):
+        assert (site, grid) == expected[:2]
+        torch.testing.assert_close(probs, expected[2], rtol=0, atol=0)
+    assert runs_of_attention(unet, observer) == 2
+
+
+@pytest.mark.parametrize("controller", [Rewriter, KeepingObserver])
+def test_what_takes_part_in_attention_is_not_repeated(controller):
+    unet = make_unet(use_checkpoint=True)
+    assert runs_of_attention(unet, controller()) == 1
+
+
+def test_gradient_through_what_was_observed_of_a_checkpointed_network():
+    found = []
+    for flag in (False, True):
+        unet, observer = make_unet(use_checkpoint=flag), KeepingObserver()
+        x, t, context = inputs() if not found else found[0][0]
+        context = context.detach().requires_grad_()
+        with controlling(unet, observer):
+            unet(x, t, context)
+        found.append(((x, t, context), torch.autograd.grad(sum(observer.seen), context)[0]))
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=0)
 
 
 def test_gradient_passes_a_rewriting_controller():

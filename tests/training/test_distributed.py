@@ -7,17 +7,19 @@ import sys
 import pytest
 import torch
 
-from ldm.checkpoint import read_embeddings
+from ldm.checkpoint import read_checkpoint, read_embeddings
 from ldm.training.main import main
 
-#: PromptCL contrasts the captions of one process, so that only the diffusion loss is compared.
-PLAIN = ("model.params.contrast=null", "model.params.mask.average=step")
+#: PromptCL compares the captions of the whole batch, and running masks remember all of its images.
+#: The contrast weighs enough to be seen.
+TERMS = ("model.params.contrast.weight=1", "model.params.mask={kind: soft, average: running}")
+SHORT = ("--max_steps", "4", "lightning.modelcheckpoint.params.every_n_train_steps=4")
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one_at_the_same_whole_batch(toy, repo, tmp_path):
-    more = (*PLAIN, "--max_steps", "4", "summary={steps: 1}")
-    both = ("data.params.batch_size=1", "--devices", "2", "lightning.trainer.strategy=ddp")
+    more = (*TERMS, *SHORT, "summary={steps: 1}")
+    both = ("data.params.batch_size=2", "--devices", "2", "lightning.trainer.strategy=ddp")
     arguments = toy.arguments(tmp_path / "two", *more, *both)
     done = subprocess.run(
         [sys.executable, "main.py", *arguments], cwd=repo, capture_output=True, text=True,
@@ -26,7 +28,7 @@ def test_two_processes_equal_one_at_the_same_whole_batch(toy, repo, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Words to learn") == 1, "the second process says nothing"
     (folder,) = (tmp_path / "two").iterdir()
-    assert main(toy.arguments(tmp_path / "one", *more, "data.params.batch_size=2")) == 0
+    assert main(toy.arguments(tmp_path / "one", *more, "data.params.batch_size=4")) == 0
     (alone,) = (tmp_path / "one").iterdir()
     two, one = (
         read_embeddings(run / "checkpoints/embeddings.pt").vectors for run in (folder, alone)
@@ -34,5 +36,11 @@ def test_two_processes_equal_one_at_the_same_whole_batch(toy, repo, tmp_path):
     assert two.keys() == one.keys()
     for word, vectors in one.items():
         torch.testing.assert_close(two[word], vectors, rtol=1e-4, atol=1e-5)
+    two, one = (
+        read_checkpoint(run / "checkpoints/last.ckpt")["attention_mask"]["tables"][0]
+        for run in (folder, alone)
+    )
+    assert (two["keys"], two["counts"]) == (one["keys"], one["counts"])
+    torch.testing.assert_close(two["sums"], one["sums"], rtol=1e-4, atol=1e-5)
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"checkpoints/last.ckpt", "summary.json", "images/samples.png"} <= names

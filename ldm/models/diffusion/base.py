@@ -250,10 +250,22 @@ class DDPM(pl.LightningModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The objective for x_start (b, c, h, w) at t (b,), and its parts by their public names."""
         noise = torch.randn_like(x_start) if noise is None else noise
+        noisy = self.schedule.q_sample(x_start, t, noise)
+        predicted = self.predict(noisy, t, cond, **details)
+        return self.weigh(predicted, x_start, cond, t, noise, **details)
+
+    def weigh(
+        self,
+        predicted: tuple[Tensor, Any],
+        x_start: Tensor,
+        cond: Any,
+        t: Tensor,
+        noise: Tensor,
+        **details: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective for what `predict` gave, and its parts; see :meth:`p_losses`."""
         schedule = self.schedule
-        prediction, attention = self.predict(
-            schedule.q_sample(x_start, t, noise), t, cond, **details
-        )
+        prediction, attention = predicted
         step = TrainStep(
             prediction=prediction,
             target=schedule.target(self.parameterization, x_start, noise, t),

@@ -4,6 +4,7 @@ Diffusion in the latent space of a frozen first stage, conditioned on text. The 
 model from scratch, learns words for a frozen one (textual inversion, MCPL, Lego), and samples.
 """
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.optim import adamw, describe
 from ldm.models.diffusion.posteriors import PosteriorCache
+from ldm.models.diffusion.previews import Preview, preview
 from ldm.modules.attention_control import AttentionController, controlling
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -124,6 +126,14 @@ class LatentDiffusion(DDPM):
         text encoder provides. `options` go to :class:`EmbeddingManager`.
         """
         self._hold(EmbeddingManager(self.cond_stage_model, words=words, **options))
+
+    def twin(self) -> "LatentDiffusion":
+        """A model around the same network, with terms, words and randomness of its own.
+
+        For several independent runs of one frozen model, which has to be in memory only once.
+        """
+        network = [part for part in self.children() if part is not self.embedding_manager]
+        return copy.deepcopy(self, {id(part): part for part in network})
 
     def _hold(self, manager: EmbeddingManager) -> None:
         self.embedding_manager = manager
@@ -252,20 +262,22 @@ class LatentDiffusion(DDPM):
             return self.p_losses(z, None, draws.t, draws.noise)
         if self.embedding_manager is None:
             return self.p_losses(z, self.get_learned_conditioning(condition), draws.t, draws.noise)
-        tokens = self.cond_stage_model.tokenize(condition, self.embedding_manager.words)
-        context = self.cond_stage_model.encode_tokens(
-            tokens.ids.to(self.device), self.embedding_manager
+        details = self.details(batch)
+        context = self.cond_stage_model.encode_distinct(
+            details["tokens"].ids, self.embedding_manager
         )
-        return self.p_losses(
-            z,
-            context,
-            draws.t,
-            draws.noise,
-            captions=condition,
-            tokens=tokens,
-            extras={key: batch[key] for key in ("step",) if key in batch},
+        return self.p_losses(z, context, draws.t, draws.noise, **details)
+
+    def details(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What a batch tells the terms beside its pictures: the words, whose they are and where."""
+        captions = self._condition(batch)
+        return {
+            "captions": captions,
+            "tokens": self.cond_stage_model.tokenize(captions, self.embedding_manager.words),
+            "embeddings": self.embedding_manager,
+            "extras": {key: batch[key] for key in ("step", "mask") if key in batch},
             **{key: batch[key] for key in ("image_id", "flip", "run") if key in batch},
-        )
+        }
 
     def p_losses(
         self, x_start: Tensor, cond: Any, t: Tensor, noise: Tensor | None = None, **details: Any
@@ -376,26 +388,5 @@ class LatentDiffusion(DDPM):
         **_: Any,
     ) -> dict[str, Any]:
         """Inputs, reconstructions and guided samples at fixed noise, as images in [-1, 1]."""
-        z, condition = self.get_input(batch, self.first_stage_key, bs=N)
-        images = DDPM.get_input(self, batch, self.first_stage_key)[:N]
-        logged: dict[str, Any] = {"inputs": images, "reconstruction": self.decode_first_stage(z)}
-        if not isinstance(condition, Mapping) and condition is not None:
-            condition = condition[:N]
-        if self.cond_stage_key in ("caption", "txt"):
-            logged["conditioning"] = [str(caption) for caption in condition]
-        if not sample:
-            return logged
-        with self.ema_scope():
-            context = None if condition is None else self.get_learned_conditioning(condition)
-            guided = {}
-            if self.cond_stage_key in ("caption", "txt") and unconditional_guidance_scale != 1.0:
-                guided = {
-                    "unconditional_guidance_scale": unconditional_guidance_scale,
-                    "unconditional_conditioning": self.get_learned_conditioning([""] * len(z)),
-                }
-            x_T = torch.randn(z.shape, generator=torch.Generator().manual_seed(seed)).to(z)
-            samples, _ = self.sample_log(
-                context, len(z), ddim_steps=ddim_steps, eta=ddim_eta, x_T=x_T, **guided
-            )
-        logged["samples"] = self.decode_first_stage(samples)
-        return logged
+        wanted = Preview(N, sample, ddim_steps, ddim_eta, unconditional_guidance_scale, seed)
+        return preview(self, batch, wanted)

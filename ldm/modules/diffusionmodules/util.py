@@ -4,7 +4,9 @@ The noise schedules live in ``schedule.py``; their public names are also found h
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -32,6 +34,7 @@ __all__ = [
     "make_ddim_timesteps",
     "noise_like",
     "normalization",
+    "recomputing",
     "timestep_embedding",
     "zero_module",
 ]
@@ -40,6 +43,9 @@ M = TypeVar("M", bound=nn.Module)
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 POOLINGS = {1: nn.AvgPool1d, 2: nn.AvgPool2d, 3: nn.AvgPool3d}
+
+# On an accelerator the backward pass runs in a thread of its own.
+_this_thread = threading.local()
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0) -> Tensor:
@@ -114,16 +120,36 @@ def linear(*args: Any, **kwargs: Any) -> nn.Linear:
     return nn.Linear(*args, **kwargs)
 
 
+def recomputing() -> bool:
+    """Whether what runs here is a repetition for the backward pass, which nobody may observe."""
+    return getattr(_this_thread, "recomputing", False)
+
+
+@contextmanager
+def _recomputation() -> Iterator[None]:
+    outer = recomputing()
+    _this_thread.recomputing = True
+    try:
+        yield
+    finally:
+        _this_thread.recomputing = outer
+
+
+def _contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """What surrounds the first run of a checkpointed function, and what its repetition."""
+    return nullcontext(), _recomputation()
+
+
 def checkpoint(
     func: Callable[..., Any], inputs: Sequence[Any], params: Iterable[nn.Parameter], flag: bool
 ) -> Any:
     """``func(*inputs)``, forgetting what lies in between until the backward pass if `flag` is set.
 
-    Trades time for memory without changing values or gradients. `params` is part of the public
-    signature only: gradients reach parameters, frozen or not, without being told of them. Without
-    gradients there is nothing to save.
+    Trades time for memory without changing values or gradients; while it is repeated, `recomputing`
+    is true. `params` is part of the public signature only: gradients reach parameters, frozen or
+    not, without being told of them. Without gradients there is nothing to save.
     """
     del params
     if flag and torch.is_grad_enabled():
-        return torch_checkpoint(func, *inputs, use_reentrant=False)
+        return torch_checkpoint(func, *inputs, use_reentrant=False, context_fn=_contexts)
     return func(*inputs)

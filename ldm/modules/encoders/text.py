@@ -95,9 +95,26 @@ class TextEncoder(AbstractEncoder):
         words = getattr(embedding_manager, "words", None)
         return self.encode_tokens(self.tokenize(text, words).ids, embedding_manager)
 
+    def encode_distinct(self, ids: Tensor, embedding_manager: Manager | None = None) -> Tensor:
+        """What :meth:`encode_tokens` gives, with rows that occur several times encoded once."""
+        rows, index = distinct(ids)
+        context = self.encode_tokens(rows, embedding_manager)
+        return context if len(rows) == len(ids) else context[index.to(context.device)]
+
     def forward(self, text: Text | Tensor, embedding_manager: Manager | None = None) -> Tensor:
         """The same as :meth:`encode`."""
         return self.encode(text, embedding_manager)
+
+
+def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows of token ids (b, n), and for every row which of them it is (b,).
+
+    Rows that are all different keep their order.
+    """
+    rows, index = torch.unique(ids, dim=0, return_inverse=True)
+    if len(rows) == len(ids):
+        return ids, torch.arange(len(ids), device=ids.device)
+    return rows, index
 
 
 class TransformerEmbedder(TextEncoder):

@@ -1,0 +1,1 @@
+"""The papers' experiments on drawn pictures: runs, measures, tables and figures."""

@@ -1,0 +1,148 @@
+"""The words of many runs in one model, so that they are looked at and drawn in the same batches."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ldm.data.playroom.objects import OBJECTS
+from ldm.data.playroom.splits import is_named
+from ldm.evaluation.localisation import word_maps
+from ldm.models.diffusion.dpm_solver import DPMSolverSampler
+from ldm.modules.embedding_manager import EmbeddingManager, initial_vectors
+from ldm.prompts.sentence import RANDOM, LearnableWord, Sentence
+from ldm.prompts.spans import Caption
+from ldm.prompts.templates import fill
+from ldm.util import freeze
+
+#: Pictures that go through the network at once.
+BATCH = 32
+#: What the text encoder's output of a word is averaged over.
+TEMPLATES = ("a photo of a {}", "a picture of a {}", "an image of one {}", "a rendering of a {}")
+
+Vectors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture to draw: the number of its run, what it is to show, and the seed of its noise."""
+
+    run: int
+    caption: Caption
+    seed: int
+
+
+class WordBank:
+    """Several runs' words in one model, each run's under names of its own.
+
+    `vectors` holds the words (k, d) of each run. The model keeps the words until another bank is
+    made.
+    """
+
+    def __init__(self, model: Any, vectors: Sequence[Vectors]) -> None:
+        self.model, self.vectors = model, vectors
+        named = {
+            self.name(run, word): value
+            for run, words in enumerate(vectors)
+            for word, value in words.items()
+        }
+        words = [LearnableWord(name, RANDOM, len(value)) for name, value in named.items()]
+        manager = EmbeddingManager(model.cond_stage_model, words=words)
+        for name, value in named.items():
+            manager.string_to_param_dict[name].data.copy_(value)
+        model.embedding_manager = freeze(manager).to(model.device)
+
+    @staticmethod
+    def name(run: int, word: str) -> str:
+        """What a run's word is called here."""
+        return f"{run}:{word}"
+
+    def caption(self, run: int, caption: str | Caption) -> Caption:
+        """A caption with the words of a run; in plain text, wherever they are found."""
+        told = Caption.of(caption, self.vectors[run])
+        spans = tuple(replace(s, word=self.name(run, s.word)) for s in told.learnable)
+        return Caption(told.text, spans)
+
+    @torch.no_grad()
+    def maps(
+        self,
+        run: int,
+        pictures: Tensor,
+        captions: Sequence[Caption],
+        words: Sequence[str],
+        shares: Sequence[float],
+    ) -> dict[str, Tensor]:
+        """The attention (b, m, n) of a run's words in pictures (b, 3, h, w) in [-1, 1].
+
+        Every run's pictures meet the same noise, whatever else is in the bank.
+        """
+        model = self.model
+        posterior = model.encode_first_stage(pictures.to(model.device))
+        latents = model.get_first_stage_encoding(posterior.mode())
+        told = [self.caption(run, caption) for caption in captions]
+        names = [self.name(run, word) for word in words]
+        maps = word_maps(model, latents, told, words=names, shares=shares)
+        return {word: maps[name].cpu() for word, name in zip(words, names, strict=True)}
+
+    @torch.no_grad()
+    def draw(self, wanted: Sequence[Drawing], steps: int, scale: float) -> Tensor:
+        """Pictures (b, 3, h, w) in [-1, 1]: DPM-Solver++ with guidance, each from its own noise."""
+        model, found = self.model, []
+        shape = model.latent_shape()
+        for part in _batches(len(wanted)):
+            some = wanted[part]
+            noise = [
+                torch.randn(shape, generator=torch.Generator().manual_seed(one.seed))
+                for one in some
+            ]
+            latents, _ = DPMSolverSampler(model).sample(
+                steps,
+                len(some),
+                shape,
+                model.get_learned_conditioning([self.caption(d.run, d.caption) for d in some]),
+                x_T=torch.stack(noise).to(model.device),
+                verbose=False,
+                unconditional_guidance_scale=scale,
+                unconditional_conditioning=model.get_learned_conditioning([""] * len(some)),
+            )
+            found.append(model.decode_first_stage(latents).clamp(-1, 1).cpu())
+        return torch.cat(found)
+
+    @torch.no_grad()
+    def meaning(self, word: str, run: int | None = None) -> Tensor:
+        """What the text encoder makes of a word in a few plain captions: the mean, (d,).
+
+        A word of a run, or without `run` any known one. What all nouns of the world have in common
+        is taken away: it is nearly all there is, and would make any two words alike.
+        """
+        return self._outputs(word, run) - self._common
+
+    @cached_property
+    def _common(self) -> Tensor:
+        nouns = [name for name in OBJECTS if is_named(name)]
+        return torch.stack([self._outputs(noun, None) for noun in nouns]).mean(0)
+
+    def _outputs(self, word: str, run: int | None) -> Tensor:
+        """The mean output at a word's tokens, each of length one."""
+        filled = [fill(text, Caption.of(word, [word])) for text in TEMPLATES]
+        captions = filled if run is None else [self.caption(run, one) for one in filled]
+        encoder = self.model.cond_stage_model
+        tokens = encoder.tokenize(captions, self.model.embedding_manager.words)
+        outputs = self.model.get_learned_conditioning(captions)
+        spans = [caption.learnable[0] for caption in filled]
+        places = [tokens.at(row, span.start, span.end) for row, span in enumerate(spans)]
+        pairs = zip(outputs, places, strict=True)
+        return torch.stack([F.normalize(o[at].mean(0), dim=0) for o, at in pairs]).mean(0).cpu()
+
+
+def _batches(count: int) -> Iterator[slice]:
+    return (slice(first, first + BATCH) for first in range(0, count, BATCH))
+
+
+def first_vectors(model: Any, sentence: Sentence) -> dict[str, Tensor]:
+    """The words of a sentence as they start."""
+    return {word.name: initial_vectors(model.cond_stage_model, word) for word in sentence.words}

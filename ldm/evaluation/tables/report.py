@@ -1,0 +1,192 @@
+"""The figures of an experiment as a page of Markdown, as JSON and as a picture."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldm.checkpoint import write_atomic
+from ldm.evaluation.tables.grid import Arm, Experiment, Row
+from ldm.evaluation.tables.questions import Answer, Interval, answers, values_of
+from ldm.visual import GREY, INK, WORD_COLOURS
+
+#: Panels of bars in a row of the figure.
+ACROSS = 3
+
+
+def figures(experiment: Experiment, rows: Sequence[Row]) -> dict[tuple[str, str, str], Interval]:
+    """The mean of every measure of every shown arm in every group."""
+    return {
+        (group, arm.name, measure): Interval.of(values_of(rows, arm.name, measure, group))
+        for group in experiment.groups
+        for arm in shown(experiment)
+        for measure in experiment.columns
+    }
+
+
+def shown(experiment: Experiment) -> list[Arm]:
+    """The arms that have a row in the tables."""
+    return [arm for arm in experiment.arms if arm.shown]
+
+
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    rows = [heads, ["---"] * len(heads), *lines]
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def markdown(experiment: Experiment, rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
+    """A page: what was done, a table for each group of sets, the questions and their answers."""
+    found = figures(experiment, rows)
+    lines = [f"# {experiment.title}", "", " ".join(experiment.about.split()), ""]
+    sets = "; ".join(f"{group}: {', '.join(names)}" for group, names in experiment.groups.items())
+    lines += [
+        f"{len(rows)} rows of raw values, {experiment.steps} steps a run, {experiment.seeds} seeds "
+        f"a set ({sets}). Mean and 95% interval over runs (Student's t).",
+        "",
+    ]
+    lines += [f"* {name}: {fact}" for name, fact in facts.items()] + [""] * bool(facts)
+    paper = list(dict.fromkeys(key for told in experiment.paper.values() for key in told))
+    for group in experiment.groups:
+        lines += [f"## Sets: {group}", ""]
+        body = []
+        for arm in shown(experiment):
+            cells = [found[group, arm.name, measure] for measure in experiment.columns]
+            count = max((cell.count for cell in cells), default=0)
+            told = [str(experiment.paper.get(arm.name, {}).get(key, "-")) for key in paper]
+            body.append([arm.label or arm.name, str(count), *map(str, cells), *told])
+        lines += [*_table(["arm", "runs", *experiment.columns.values(), *paper], body), ""]
+    lines += _questions(experiment, answers(experiment, rows))
+    return "\n".join(lines) + f"![{experiment.title}]({experiment.name}.png)\n"
+
+
+def _questions(experiment: Experiment, found: Sequence[Answer]) -> list[str]:
+    """The questions and what the figures say, or nothing where none is asked."""
+    if not found:
+        return []
+    body = [
+        [one.question, experiment.columns.get(one.measure, one.measure), f"**{one.verdict}**",
+         str(one.difference), str(one.difference.count), one.against]
+        for one in found
+    ]  # fmt: skip
+    heads = ["question", "measure", "answer", "difference", "pairs", "against"]
+    note = (
+        "Differences are taken between runs on the same pictures. *Yes* and *no* need the whole "
+        "95% interval on one side of 0."
+    )
+    return ["## Questions", "", *_table(heads, body), "", note, ""]
+
+
+def document(
+    experiment: Experiment, rows: Sequence[Row], facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything as plain data: settings, raw values of each run, means, answers."""
+    return {
+        "name": experiment.name,
+        "title": experiment.title,
+        "settings": {**_plain(asdict(experiment)), **facts},
+        "runs": list(rows),
+        "means": [
+            {"group": group, "arm": arm, "measure": measure, **_finite(asdict(interval))}
+            for (group, arm, measure), interval in figures(experiment, rows).items()
+        ],
+        "answers": [
+            {**asdict(one), "difference": _finite(asdict(one.difference))}
+            for one in answers(experiment, rows)
+        ],
+    }
+
+
+def _plain(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: settings[key] for key in ("base", "arms", "groups", "seeds", "steps", "overrides",
+                                           "options", "columns")}  # fmt: skip
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN."""
+    return {
+        key: None if isinstance(value, float) and not np.isfinite(value) else value
+        for key, value in values.items()
+    }
+
+
+def _rgb(colour: Sequence[int]) -> tuple[float, ...]:
+    return tuple(part / 255 for part in colour)
+
+
+def chart(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
+    """A panel of bars for each measure: an arm each, groups of sets side by side."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    found, arms = figures(experiment, rows), shown(experiment)
+    columns, groups = list(experiment.columns.items()), list(experiment.groups)
+    across = min(ACROSS, len(columns))
+    down = -(-len(columns) // across)
+    height = 0.34 * len(arms) * max(1.0, 0.6 * len(groups)) + 0.9
+    figure = Figure(figsize=(3.4 * across + 1.6, height * down + 0.6), layout="constrained")
+    panels = figure.subplots(down, across, squeeze=False, sharey=True)
+    places, thick = np.arange(len(arms)), 0.8 / len(groups)
+    for number, panel in enumerate(panels.flat):
+        if number >= len(columns):
+            panel.set_axis_off()
+            continue
+        measure, heading = columns[number]
+        for k, group in enumerate(groups):
+            cells = [found[group, arm.name, measure] for arm in arms]
+            panel.barh(
+                places + (k - (len(groups) - 1) / 2) * thick, [cell.mean for cell in cells], thick,
+                xerr=[np.nan_to_num(cell.half) for cell in cells], color=_rgb(WORD_COLOURS[k]),
+                ecolor=_rgb(INK), error_kw={"linewidth": 0.8}, label=group,
+            )  # fmt: skip
+        panel.set_title(heading, fontsize=9, color=_rgb(INK))
+        panel.set_yticks(places, [arm.label or arm.name for arm in arms], fontsize=8)
+        panel.axvline(0, color=_rgb(GREY), linewidth=0.6)
+        if not np.any(panel.dataLim.intervalx):
+            panel.set_xlim(0, 1)
+        panel.tick_params(axis="x", labelsize=7)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels.flat[0].invert_yaxis()
+    figure.suptitle(experiment.title, fontsize=11)
+    handles, labels = panels.flat[0].get_legend_handles_labels()
+    if len(groups) > 1:
+        figure.legend(handles, labels, loc="outside lower right", fontsize=8, ncols=len(labels))
+    FigureCanvasAgg(figure)
+    with write_atomic(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130)
+
+
+def write_report(
+    experiment: Experiment, rows: Sequence[Row], folder: Path, facts: Mapping[str, Any]
+) -> list[Path]:
+    """Write ``<name>.md``, ``.json`` and ``.png`` to `folder`; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page, data, picture = (folder / f"{experiment.name}{end}" for end in (".md", ".json", ".png"))
+    with write_atomic(data) as temporary:
+        told = json.dumps(document(experiment, rows, facts), indent=1, ensure_ascii=False)
+        Path(temporary).write_text(told + "\n", encoding="utf-8")
+    chart(experiment, rows, picture)
+    with write_atomic(page) as temporary:
+        Path(temporary).write_text(markdown(experiment, rows, facts), encoding="utf-8")
+    return [page, data, picture]
+
+
+def fill_page(page: Path, experiment: Experiment, text: str) -> None:
+    """Put an experiment's tables into a page of Markdown, between its marks.
+
+    The marks are comments, ``<!-- begin mcpl-arms -->`` and ``<!-- end mcpl-arms -->``; a page
+    without them gets them at its end.
+    """
+    begin, end = (f"<!-- {edge} {experiment.name} -->" for edge in ("begin", "end"))
+    old = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if begin not in old or end not in old:
+        old = f"{old.rstrip()}\n\n{begin}\n{end}\n".lstrip()
+    head, rest = old.split(begin, 1)
+    lines = [f"#{line}" if line.startswith("#") else line for line in text.splitlines()]
+    body = "\n".join(lines).replace(f"({experiment.name}.png)", f"(figures/{experiment.name}.png)")
+    with write_atomic(page) as temporary:
+        told = f"{head}{begin}\n{body}\n{end}{rest.split(end, 1)[1]}"
+        Path(temporary).write_text(told, encoding="utf-8")
