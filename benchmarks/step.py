@@ -39,7 +39,7 @@ WAYS: dict[str, tuple[Way, ...]] = {
     "bfloat16 autocast": (workload.autocast,),
     "bfloat16 weights": (workload.narrow,),
     "bfloat16 weights, channels_last": (workload.narrow, workload.channels_last),
-    "the same, with checkpointing": (
+    "bfloat16 weights, channels_last, checkpointing": (
         workload.narrow,
         workload.channels_last,
         workload.checkpointing,

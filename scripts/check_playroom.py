@@ -249,10 +249,10 @@ def check_words(model: Any, judge: Judge, options: argparse.Namespace) -> Figure
                     measure(bank, run, each, judge, samples=options.word_samples,
                             steps=options.steps, scale=options.scale)
                 )  # fmt: skip
-                figures |= {f"words/{each.name}, {n}, {when}": m for n, m in rows[-1].items()}
+                figures |= {f"words/{each.name}: {n}/{when}": m for n, m in rows[-1].items()}
                 done(1)
             for kind, means in pooled([each.known for each in tried], rows).items():
-                figures |= {f"words/{kind}: {n}, {when}": m for n, m in means.items()}
+                figures |= {f"words/{kind}: {n}/{when}": m for n, m in means.items()}
     model.embedding_manager = None
     return {**dict(sorted(figures.items())), "time/seconds a word": Mean(seconds, 0.0, 1)}
 

@@ -153,8 +153,10 @@ def test_benchmark_from_the_command_line(benchmark, toy, tmp_path, monkeypatch, 
     assert "name" in capsys.readouterr().out
     text = f"before\n<!-- {name} -->\nold\n<!-- end -->\nafter\n"
     document = report.filled(text, {name: result})
-    assert document.startswith("before\n") and document.endswith("<!-- end -->\nafter\n")
-    assert "old" not in document and "| float32 |" in document
+    assert document.startswith("before\n")
+    assert document.endswith("<!-- end -->\nafter\n")
+    assert "old" not in document
+    assert "| float32 |" in document
     assert report.filled(text, {}) == text
 
 

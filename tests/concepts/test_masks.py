@@ -227,7 +227,7 @@ def test_words_that_no_caption_has_are_said_once(caplog):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "firm"}, "'firm'.*hard, soft, skip"),
+        ({"kind": "firm"}, "'firm'.*hard, soft, given, skip"),
         ({"average": "mean"}, "'mean'.*step, running"),
         ({"threshold": 1.0}, "threshold 1.0"),
     ],

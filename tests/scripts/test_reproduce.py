@@ -4,10 +4,14 @@ import json
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from ldm.checkpoint import save_safetensors
+from ldm.concepts.contrastive import PromptContrast
+from ldm.concepts.masks import AttentionMask
 from ldm.evaluation import judge
 from ldm.evaluation.judge_network import JudgeNetwork
+from ldm.evaluation.tables.grid import arm_config, read_experiment
 from scripts import reproduce
 from tests.training.conftest import fresh_logging
 from tests.training.toy import METHOD, PIXELS, write_toy
@@ -112,3 +116,17 @@ def test_from_runs_to_tables(call, small, tmp_path):
     again = call(*arguments)
     assert again[0] == 0
     assert "1 runs, 0 of them new" in again[2]
+
+
+@pytest.mark.parametrize("name", [n for n in reproduce.known() if n.startswith("mcpl-")])
+def test_every_arm_is_a_configuration_of_mcpl(name):
+    experiment = read_experiment(reproduce.known()[name])
+    for arm in experiment.arms:
+        config = arm_config(experiment, arm, reproduce.Workshop(1))
+        params = OmegaConf.to_container(config.model.params, resolve=True)
+        mask, contrast = params["mask"], params["contrast"]
+        assert mask is None or AttentionMask(**mask).kind in ("hard", "given")
+        assert contrast is None or PromptContrast(**contrast).weight > 0
+        assert config.lightning.trainer.max_steps == experiment.steps
+        assert config.summary is None
+        assert params["mask_resolution"]
