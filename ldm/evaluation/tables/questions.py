@@ -50,14 +50,12 @@ class Interval:
 
 
 def values_of(rows: Sequence[Row], arm: str, measure: str, group: str | None = None) -> list[float]:
-    """A measure of all runs of an arm, in one group of sets or in all."""
-    return [
-        row["values"][measure]
-        for row in rows
-        if row["arm"] == arm
-        and group in (None, row["group"])
-        and row["values"].get(measure) is not None
-    ]
+    """A measure of an arm for each set and seed, in one group of sets or in all.
+
+    Where words are learned one by one, the runs on the same pictures count as one: their mean.
+    """
+    own = [row for row in rows if row["arm"] == arm and group in (None, row["group"])]
+    return list(paired(own, [arm], measure).values())
 
 
 def paired(rows: Sequence[Row], arms: Sequence[str], measure: str) -> dict[Pair, float]:

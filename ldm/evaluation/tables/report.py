@@ -14,7 +14,7 @@ from ldm.evaluation.tables.questions import Answer, Interval, answers, values_of
 from ldm.visual import GREY, INK, WORD_COLOURS
 
 #: Panels of bars in a row of the figure.
-ACROSS = 3
+ACROSS = 4
 
 
 def figures(experiment: Experiment, rows: Sequence[Row]) -> dict[tuple[str, str, str], Interval]:
@@ -117,6 +117,12 @@ def _rgb(colour: Sequence[int]) -> tuple[float, ...]:
     return tuple(part / 255 for part in colour)
 
 
+def _span(means: Sequence[float]) -> tuple[float, float]:
+    """The part of an axis that holds these bars; intervals may stick out of it."""
+    known = [mean for mean in means if np.isfinite(mean)]
+    return 1.3 * min(0.0, *known, 0.0), 1.3 * max(0.0, *known, 0.0) or 1.0
+
+
 def chart(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
     """A panel of bars for each measure: an arm each, groups of sets side by side."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -126,7 +132,7 @@ def chart(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
     columns, groups = list(experiment.columns.items()), list(experiment.groups)
     across = min(ACROSS, len(columns))
     down = -(-len(columns) // across)
-    height = 0.34 * len(arms) * max(1.0, 0.6 * len(groups)) + 0.9
+    height = 0.28 * len(arms) * max(1.0, 0.6 * len(groups)) + 0.9
     figure = Figure(figsize=(3.4 * across + 1.6, height * down + 0.6), layout="constrained")
     panels = figure.subplots(down, across, squeeze=False, sharey=True)
     places, thick = np.arange(len(arms)), 0.8 / len(groups)
@@ -145,8 +151,7 @@ def chart(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
         panel.set_title(heading, fontsize=9, color=_rgb(INK))
         panel.set_yticks(places, [arm.label or arm.name for arm in arms], fontsize=8)
         panel.axvline(0, color=_rgb(GREY), linewidth=0.6)
-        if not np.any(panel.dataLim.intervalx):
-            panel.set_xlim(0, 1)
+        panel.set_xlim(*_span([found[g, arm.name, measure].mean for g in groups for arm in arms]))
         panel.tick_params(axis="x", labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
     panels.flat[0].invert_yaxis()
