@@ -1,0 +1,43 @@
+"""True masks beside pictures: read, flipped with the picture, and taken by the loss as they are."""
+
+import numpy as np
+import pytest
+import torch
+
+from ldm.concepts.masks import AttentionMask
+from ldm.data.given_masks import true_mask
+from ldm.data.metadata import Item
+from ldm.data.personalized import PersonalizedBase
+from ldm.data.steps import StepKey
+from ldm.evaluation.tables.pictures import draw_set
+from tests.concepts.toy import make_step
+
+
+class TestGivenMasks:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        return draw_set(tmp_path, "bear-skateboard", 0, 2, 1, 32).folder
+
+    def test_a_word_alone_is_learned_inside_its_mask(self, folder, tmp_path):
+        drawn = draw_set(tmp_path, "bear-skateboard", 0, 2, 1, 32)
+        data = PersonalizedBase(folder, 32, flip_p=1.0, given_masks=True, own_sentences=False,
+                                sentence="a [brown] <bear:toy>")  # fmt: skip
+        example = data[StepKey(0, 0)]
+        truth = drawn.truth(drawn.shown[example["image_id"]])["<bear>"]
+        assert example["flip"]
+        np.testing.assert_array_equal(example["mask"], truth[:, ::-1].astype(np.float32))
+
+    def test_a_missing_mask_is_named(self, folder):
+        with pytest.raises(FileNotFoundError, match=r"1-zebra\.png"):
+            true_mask(Item(folder / "1.png"), ["<zebra>"])
+
+    def test_the_term_takes_it_as_it_is(self):
+        mask = torch.zeros(2, 16, 16)
+        mask[1, :8] = 1
+        found = AttentionMask(kind="given")(make_step(2, extras={"mask": mask}))
+        assert found.shape == (2, 1, 8, 8)
+        assert found[0].sum() == 0
+        assert found[1, 0, :4].all()
+        assert not AttentionMask(kind="given").reads_attention
+        with pytest.raises(ValueError, match="given_masks=true"):
+            AttentionMask(kind="given")(make_step(2))
