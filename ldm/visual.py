@@ -368,12 +368,16 @@ def render(produced: Mapping[str, Any], limit: int = 8) -> dict[str, Picture]:
     """Pictures of what a model's ``log_images`` returned, at most `limit` images each, by name.
 
     A value may be images (b, c, h, w) in [-1, 1], which become a grid, or a list of texts, which
-    are written out. ``attention`` and ``masks`` map words to maps (b, m, n): with ``inputs`` and
-    ``captions`` they become one panel ``words``. Other values are left out.
+    are written out. ``attention``, a list with what each word of a caption looked at while its
+    sample was made, ``{word: (m, n)}``, becomes a panel beside ``samples``. Other values are left
+    out.
     """
     images = {k: v[:limit] for k, v in produced.items() if isinstance(v, Tensor) and v.ndim == 4}
+    looks = list(produced.get("attention") or ())[:limit]
     texts = {
-        k: [str(t) for t in v[:limit]] for k, v in produced.items() if isinstance(v, (list, tuple))
+        k: [str(t) for t in v[:limit]]
+        for k, v in produced.items()
+        if isinstance(v, (list, tuple)) and k != "attention"
     }
     size = next((tuple(v.shape[-2:]) for v in images.values()), (64, 64))
     scale = max(1, 192 // max(size))
@@ -382,11 +386,28 @@ def render(produced: Mapping[str, Any], limit: int = 8) -> dict[str, Picture]:
         if lines:
             sheets = caption_images(lines, (size[0] * scale, size[1] * scale))
             pictures[key] = image_grid(sheets)
-    if produced.get("attention") and "inputs" in images:
-        words, masks = produced["attention"], produced.get("masks")
-        captions = texts.get("captions") or texts.get("conditioning") or ()
-        pictures["words"] = word_panel(images["inputs"], words, masks, captions)
+    if looks and "samples" in images:
+        pictures["attention"] = caption_panel(
+            images["samples"], looks, texts.get("conditioning", ())
+        )
     return pictures
+
+
+def caption_panel(
+    images: Tensor,
+    looks: Sequence[Mapping[str, Tensor]],
+    captions: Sequence[str] = (),
+    tile: int = 128,
+) -> Picture:
+    """What the words of captions look at: a row per image, which may each have words of its own.
+
+    `images` are (b, c, h, w) in [-1, 1]; each of `looks` maps the words of one to (m, n).
+    """
+    rows, titles = [], [*captions, *[""] * (len(looks) - len(captions))]
+    for small, words, title in zip(to_uint8(images), looks, titles, strict=False):
+        picture = _fit(small, tile)
+        rows.append([Cell(picture, title), *(Cell(overlay(picture, words[w]), w) for w in words)])
+    return panel(rows, tile=tile)
 
 
 def save_png(path: str | Path, picture: Picture, text: Mapping[str, str] | None = None) -> None:

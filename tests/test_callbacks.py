@@ -46,8 +46,9 @@ class Blur(pl.LightningModule):
         self.last_noise = torch.rand(4)
         return {
             "inputs": batch,
-            "captions": ["a <word>"] * len(batch),
-            "attention": {"<word>": torch.rand(len(batch), 4, 4)},
+            "samples": batch,
+            "conditioning": ["a <word>"] * len(batch),
+            "attention": [{"<word>": torch.rand(4, 4)}] * len(batch),
         }
 
     def configure_optimizers(self):
@@ -149,7 +150,7 @@ def test_image_logger_writes_pictures_at_the_due_steps(tmp_path):
     files = sorted(p.name for p in (tmp_path / "images" / "train").iterdir())
     assert files == sorted(
         f"{key}_gs-{step:06}_e-{(step - 1) // 4:06}_b-{(step - 1) % 4:06}.png"
-        for key in ("inputs", "captions", "words")
+        for key in ("inputs", "samples", "conditioning", "attention")
         for step in (3, 6)
     )
     assert not any(module.seen_training), "drawn in evaluation mode and without gradients"
@@ -207,7 +208,8 @@ def test_image_logger_passes_its_keywords_and_reaches_tensorboard(tmp_path):
     logger = callbacks.ImageLogger(2, 2, log_images_kwargs={"noise": 1.0})
     fit(tmp_path, logger, steps=2, board=True)
     events = EventAccumulator(str(tmp_path / "board")).Reload()
-    assert set(events.Tags()["images"]) == {"train/inputs", "train/captions", "train/words"}
+    shown = {"train/inputs", "train/samples", "train/conditioning", "train/attention"}
+    assert set(events.Tags()["images"]) == shown
     assert (tmp_path / "images" / "train").is_dir()
     with pytest.raises(TypeError, match="unknown"):
         fit(tmp_path / "b", callbacks.ImageLogger(1, 1, log_images_kwargs={"unknown": 1}), steps=1)
@@ -216,7 +218,12 @@ def test_image_logger_passes_its_keywords_and_reaches_tensorboard(tmp_path):
 def test_image_logger_logs_the_first_validation_batch_after_training_began(tmp_path):
     fit(tmp_path, callbacks.ImageLogger(100, 1, increase_log_steps=False), steps=4, val=True)
     names = [p.name for p in (tmp_path / "images" / "val").iterdir()]
-    assert sorted(n.split("_")[0] for n in names) == ["captions", "inputs", "words"]
+    assert sorted(n.split("_")[0] for n in names) == [
+        "attention",
+        "conditioning",
+        "inputs",
+        "samples",
+    ]
     assert all("gs-000004" in name and "b-000000" in name for name in names)
 
 

@@ -152,17 +152,17 @@ def test_filmstrip_is_one_row():
     assert strip.shape[1] == 2 * visual._MARGIN + 5 * 64 + 4 * visual._GAP
 
 
-def test_render_draws_images_texts_and_words_and_leaves_the_rest():
+def test_render_draws_images_texts_and_attention_and_leaves_the_rest():
     produced = {
-        "inputs": torch.zeros(3, 3, 16, 16),
-        "captions": ["a <x>", "a <x>", "a <x>"],
-        "attention": {"<x>": torch.rand(3, 4, 4)},
+        "samples": torch.zeros(3, 3, 16, 16),
+        "conditioning": ["a <x>", "a bear", "a photo"],
+        "attention": [{"<x>": torch.rand(4, 4)}, {"bear": torch.rand(4, 4)}, {}],
         "loss": torch.tensor(1.0),
         "nothing": [],
     }
     pictures = visual.render(produced, limit=2)
-    assert set(pictures) == {"inputs", "captions", "words"}
-    assert pictures["inputs"].shape == visual.image_grid(torch.zeros(2, 3, 192, 192)).shape
+    assert set(pictures) == {"samples", "conditioning", "attention"}
+    assert pictures["samples"].shape == visual.image_grid(torch.zeros(2, 3, 192, 192)).shape
 
 
 def test_png_carries_its_text_and_no_temporary_file_stays(tmp_path):

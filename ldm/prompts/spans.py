@@ -101,3 +101,8 @@ def find_words(text: str, words: Iterable[str]) -> tuple[WordSpan, ...]:
             if all(end <= other.start or other.end <= start for other in found):
                 found.append(WordSpan(start, end, word))
     return tuple(sorted(found, key=lambda span: span.start))
+
+
+def written_words(text: str) -> list[str]:
+    """The words of a text in order, without punctuation; ``<teddy>`` is one word."""
+    return re.findall(r"<[^<>\s]+>|[^\W_]+(?:['\u2019-][^\W_]+)*", text)

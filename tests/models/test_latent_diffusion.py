@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 
+from ldm.concepts.recorder import WordAttention
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.models.diffusion.optim import adamw
 from ldm.models.diffusion.posteriors import PosteriorCache
+from ldm.modules.attention_control import attention_sites, controlling
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.prompts.sentence import LearnableWord
 from ldm.util import instantiate_from_config
@@ -257,10 +259,36 @@ def test_resuming_with_other_words_is_refused(toy):
 
 
 def test_pictures_of_a_step(toy):
-    model = toy()
+    model = toy(mask_resolution=[8])
     model.learn([LearnableWord("<teddy>", "bear")])
     logged = model.log_images(BATCH, N=1, ddim_steps=2)
     assert logged["conditioning"] == ["a photo of a <teddy>"]
     for name in ("inputs", "reconstruction", "samples"):
         assert logged[name].shape == (1, 3, 16, 16)
     assert torch.equal(model.log_images(BATCH, N=1, ddim_steps=2)["samples"], logged["samples"])
+    assert list(logged["attention"][0]) == ["<teddy>"]
+
+
+def test_pictures_of_a_step_show_where_the_words_of_each_caption_look(toy):
+    model, images = toy(mask_resolution=[8]), torch.zeros(2, 16, 16, 3)
+    batch = {"image": images, "caption": ["a photo of a bear on a skateboard", "a photo"]}
+    first, second = model.log_images(batch, N=2, ddim_steps=2)["attention"]
+    assert list(first) == ["bear", "skateboard"]
+    assert second == {}, "words that mean little are not shown"
+    assert all(grid.max() > 0 for grid in first.values())
+    assert all(module.controller is None for module, _ in attention_sites(model.model)), "undone"
+
+
+def test_attention_of_a_preview_is_that_of_its_conditional_half(toy):
+    model, batch = (
+        toy(mask_resolution=[8]),
+        {"image": torch.zeros(1, 16, 16, 3), "caption": ["a bear"]},
+    )
+    recorder = WordAttention([{"bear": [2]}], model.mask_resolution)
+    context = model.get_learned_conditioning(["a bear"])
+    shape, noise = (1, *model.latent_shape()), torch.Generator().manual_seed(0)
+    with torch.no_grad(), controlling(model.model.diffusion_model, recorder):
+        x_T = torch.randn(shape, generator=noise)
+        model.sample_log(context, 1, ddim_steps=2, x_T=x_T)
+    shown = model.log_images(batch, N=1, ddim_steps=2, unconditional_guidance_scale=1.0)
+    torch.testing.assert_close(shown["attention"][0]["bear"], recorder.maps()[0, 0])
