@@ -1,13 +1,15 @@
 """Small helpers for every layer: objects from configs, freezing, stateless randomness."""
 
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from inspect import isfunction
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -30,6 +32,19 @@ def default(value: T | None, fallback: T | Callable[[], T]) -> T:
 def count_params(module: nn.Module) -> int:
     """How many parameters `module` has."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def progress_bar(
+    values: Iterable[T], label: str | None, unit: str = "it", leave: bool = False
+) -> Iterator[T]:
+    """`values`, with a line on standard error that says how far they are; none without a label.
+
+    Into a file or a pipe a new state is written every ten seconds at most.
+    """
+    quiet = 0.1 if sys.stderr.isatty() else 10.0
+    return iter(
+        tqdm(values, label, unit=unit, leave=leave, mininterval=quiet, disable=label is None)
+    )
 
 
 def get_obj_from_str(string: str, reload: bool = False) -> Any:

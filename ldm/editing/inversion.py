@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm.data.images import FILTERS, normalise
 from ldm.models.diffusion.ddim import DDIMSampler, ddim_rule
@@ -28,6 +27,7 @@ from ldm.models.diffusion.sampling import (
     trajectory,
 )
 from ldm.modules.diffusionmodules.schedule import make_ddim_timesteps
+from ldm.util import progress_bar
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def null_text_inversion(
     x, nulls = found.noise, []
     jumps = sampling_plan(model, steps)
     ways = list(zip(jumps, found.path[-2::-1], strict=True))
-    for jump, goal in tqdm(ways, desc="null-text", disable=not progress, leave=False):
+    for jump, goal in progress_bar(ways, "null-text" if progress else None):
         fit = _Fit(model, jump, scale, x, cond, goal)
         enough = tolerance + 2e-5 * jump.index
         null = fit.improve(null, rounds, 1e-2 * (1 - jump.index / (2 * len(jumps))), enough)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm.data.playroom import OBJECTS, PLACES
 from ldm.data.playroom.captions import with_article
@@ -17,6 +16,7 @@ from ldm.editing import EditOptions, edit, replace_word
 from ldm.evaluation.judge import Reading
 from ldm.evaluation.playroom import Mean
 from ldm.evaluation.samplers import Reader, batches
+from ldm.util import progress_bar
 
 RELATIONS = ("on", "beside", "and")
 
@@ -103,7 +103,7 @@ def measure_edits(
     """
     found: dict[str, list[float]] = {name: [] for name in EditFigures.__dataclass_fields__}
     shape = model.latent_shape()
-    for part in tqdm(list(batches(len(cases), batch)), desc=label, disable=label is None):
+    for part in progress_bar(list(batches(len(cases), batch)), label):
         some = cases[part]
         noise = [
             torch.randn(shape, generator=torch.Generator().manual_seed(case.seed)) for case in some

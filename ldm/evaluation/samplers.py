@@ -7,7 +7,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm.data.playroom import SceneSpec
 from ldm.editing.inversion import ddim_inversion, null_text_inversion, reconstruct
@@ -17,6 +16,7 @@ from ldm.evaluation.playroom import Mean
 from ldm.models.autoencoder import psnr
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.sampler import Sampler
+from ldm.util import progress_bar
 
 
 class Reader(Protocol):
@@ -55,7 +55,7 @@ def draw(
 ) -> Drawings:
     """The latents of `prompts`, each from noise of its own; progress is shown under `label`."""
     shape, found, spent = model.latent_shape(), [], 0.0
-    for part in tqdm(list(batches(len(prompts), setting.batch)), desc=label, disable=label is None):
+    for part in progress_bar(list(batches(len(prompts), setting.batch)), label):
         texts, numbers = list(prompts[part]), range(len(prompts))[part]
         noise = torch.stack([_noise(shape, setting.seed + number) for number in numbers])
         began = time.perf_counter()
@@ -163,7 +163,7 @@ def measure_inversion(
     """
     found: dict[str, dict[str, list[float]]] = {}
     parts = list(batches(len(images), batch))
-    for part in tqdm(parts, desc="inversion", disable=not progress):
+    for part in progress_bar(parts, "inversion" if progress else None):
         pictures, texts = images[part], list(prompts[part])
         posterior = model.encode_first_stage(pictures.to(model.device))
         latents = model.get_first_stage_encoding(

@@ -7,8 +7,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ldm.checkpoint import write_atomic
 from ldm.evaluation.looks import SHOWN, SavedLook, best_look, read_looks, write_json
 from ldm.evaluation.report import overlap_summary, saved_steps, write_report
@@ -16,6 +14,7 @@ from ldm.evaluation.words import report_words
 from ldm.inference import SamplingOptions
 from ldm.training.looking import Looker, as_started
 from ldm.training.pictures import Pictures, draw
+from ldm.util import progress_bar
 from ldm.visual import Cell, Heading, panel, save_png
 
 logger = logging.getLogger(__name__)
@@ -95,7 +94,7 @@ class Summary:
         caption = self.captions[0]
         rows = [
             self._row(prompt, SHOWN, options)
-            for prompt in _told(pictures.filled(caption, words), "prompt")
+            for prompt in progress_bar(pictures.filled(caption, words), "drawing", "prompt")
         ]
         save_png(folder / "samples.png", panel(rows, title="What the words render", tile=160))
         transfers = pictures.transferred(caption, words)
@@ -107,7 +106,7 @@ class Summary:
     ) -> None:
         """Each subject with the learned words and, at the same noise, with plain ones."""
         rows = []
-        for _, learned, plain in _told(transfers, "subject"):
+        for _, learned, plain in progress_bar(transfers, "drawing", "subject"):
             rows.append([*self._row(learned, TRANSFERRED, options),
                          *self._row(plain, TRANSFERRED, options)])  # fmt: skip
         nouns = [w.name for w in self.model.embedding_manager.learnable if w.role == "noun"]
@@ -125,11 +124,6 @@ class Summary:
 
 def _overlaps(looks: Sequence[SavedLook]) -> dict[str, dict[str, float]]:
     return looks[0].figures["overlaps"] if looks else {}
-
-
-def _told(values: Sequence[Any], unit: str) -> Any:
-    """`values` with a line that shows how far they are drawn, in a terminal."""
-    return tqdm(values, desc="drawing", unit=unit, disable=None)
 
 
 def markdown(summary: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ldm.modules.diffusionmodules.schedule import (
     NoiseSchedule,
@@ -22,6 +21,7 @@ from ldm.modules.diffusionmodules.schedule import (
     make_ddim_sampling_parameters,
     noise_like,
 )
+from ldm.util import progress_bar
 
 #: What a denoiser is conditioned on: a tensor, or a list or mapping of them; rows first.
 Condition = Any
@@ -341,7 +341,7 @@ def trajectory(
         raise ValueError(
             f"noise is given for {len(noise.given)} steps, but {len(jumps)} timesteps are visited"
         )
-    for jump in tqdm(jumps, desc="sampling", disable=not progress, leave=False):
+    for jump in progress_bar(jumps, "sampling" if progress else None):
         if inpainting is not None:
             x = inpainting.apply(guide.schedule, x, jump.t, noise.draw(x))
         drawn = _drawer(noise, jump.index, x)
