@@ -24,7 +24,7 @@ from torch import Tensor
 from ldm.checkpoint import write_atomic
 from ldm.concepts.recorder import Positions, WordAttention, named_positions
 from ldm.data.images import load_image
-from ldm.editing.inversion import encode_images, fit_image, picture_size, sampling_plan
+from ldm.editing.inversion import fit_image, picture_size, sampling_plan
 from ldm.evaluation.localisation import SHARES, binary_mask, compete, iou, record_noised
 from ldm.inference import SamplingOptions, sample_latents
 from ldm.modules.attention import AttentionSite, Grid
@@ -203,7 +203,7 @@ def look_at_images(model: Any, sentence: str, options: argparse.Namespace) -> li
     for path in map(Path, options.image):
         image = load_image(path)
         recorder = make_recorder(model, [sentence], options)
-        latents = encode_images(model, fit_image(image, longest, multiple))
+        latents = model.encode_images(fit_image(image, longest, multiple))
         record_noised(model, latents, context, recorder, shares=options.shares, seed=options.seed)
         maps = dict(zip(recorder.words, recorder.maps()[0].cpu(), strict=True))
         looked.append(Looked(path.stem, np.asarray(image), maps))

@@ -22,7 +22,7 @@ from ldm.data.images import load_image
 from ldm.editing import EditOptions, Inversion, ddim_inversion, edit, null_text_inversion
 from ldm.editing import replace_word as replaced
 from ldm.editing.edit import METHODS, Edited
-from ldm.editing.inversion import encode_images, fit_image, picture_size
+from ldm.editing.inversion import fit_image, picture_size
 from ldm.inference import SamplingOptions, latent_shape
 from ldm.prompts.sentence import as_words
 from ldm.training.flags import add_model_flags, numbers, open_model, origin
@@ -115,7 +115,7 @@ def make_target(options: argparse.Namespace) -> str:
 def invert(model: Any, options: argparse.Namespace) -> Inversion:
     """The noise of the given picture."""
     image = fit_image(load_image(options.image), *picture_size(model, options.size))
-    latents = encode_images(model, image)
+    latents = model.encode_images(image)
     if options.inversion == "ddim" or options.scale == 1.0:
         return ddim_inversion(model, latents, [options.prompt], options.steps, progress=True)
     return null_text_inversion(

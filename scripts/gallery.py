@@ -24,7 +24,6 @@ from torch import Tensor
 from ldm.checkpoint import write_atomic
 from ldm.data.playroom import PlayroomConcepts
 from ldm.editing import EditOptions, edit, replace_word
-from ldm.editing.inversion import encode_images
 from ldm.evaluation.localisation import compete, word_maps
 from ldm.inference import (
     SamplingOptions,
@@ -116,7 +115,7 @@ def maps_of(model: Any, data: PlayroomConcepts, chosen: Sequence[int]) -> dict[s
     """What each word attends to in the `chosen` pictures."""
     arrays = {number: array for number, _, array in data.images()}
     images = torch.stack([torch.from_numpy(arrays[number].copy()) for number in chosen])
-    latents = encode_images(model, images.movedim(-1, 1))
+    latents = model.encode_images(images.movedim(-1, 1))
     return word_maps(model, latents, [data.sentence_of(number).caption for number in chosen])
 
 

@@ -26,7 +26,7 @@ from ldm.checkpoint import write_atomic
 from ldm.data.images import find_images, load_image
 from ldm.data.playroom import PlayroomConcepts, get_concept_set
 from ldm.editing import EditOptions
-from ldm.editing.inversion import encode_images, fit_image, picture_size
+from ldm.editing.inversion import fit_image, picture_size
 from ldm.evaluation.editing import edit_cases, measure_edits
 from ldm.evaluation.judge import load_judge
 from ldm.evaluation.localisation import word_ious, word_maps
@@ -186,7 +186,7 @@ def attention(model: Any, options: argparse.Namespace) -> Measured:
         images = torch.stack([torch.from_numpy(array.copy()) for _, _, array in data.images()])
         found: dict[str, list[float]] = defaultdict(list)
         for number, image in enumerate(images.movedim(-1, 1)):
-            latents = encode_images(model, image[None])
+            latents = model.encode_images(image[None])
             maps = word_maps(model, latents, [data.sentence_of(number).caption], seed=options.seed)
             for word, value in word_ious(maps, [data.masks(number)]).items():
                 found[word].append(value)

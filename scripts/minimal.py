@@ -16,7 +16,6 @@ from ldm.concepts.objective import TrainStep
 from ldm.concepts.recorder import WordAttention, named_positions
 from ldm.data.playroom import PlayroomConcepts
 from ldm.data.steps import StepKey
-from ldm.editing.inversion import encode_images
 from ldm.evaluation.localisation import binary_mask, word_ious, word_maps
 from ldm.inference import load_model
 from ldm.modules.attention_control import controlling
@@ -47,7 +46,7 @@ def main(arguments=None):
     # Every picture is encoded once: z_0.
     pictures = torch.stack([torch.from_numpy(array) for _, _, array in data.images()])
     pictures = pictures.movedim(-1, 1).to(options.device)
-    latents = encode_images(model, pictures)
+    latents = model.encode_images(pictures)
     sentences = [data.sentence_of(i).caption for i in range(len(pictures))]
     truths = [data.masks(i) for i in range(len(pictures))]
     before = word_ious(word_maps(model, latents, sentences), truths)

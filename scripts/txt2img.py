@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ldm.data.images import load_image
 from ldm.editing.attend_excite import ExciteOptions
-from ldm.editing.inversion import encode_images, fit_image, picture_size
+from ldm.editing.inversion import fit_image, picture_size
 from ldm.inference import SamplingOptions, sample_images
 from ldm.prompts.sentence import as_words
 from ldm.training.cli import Parser
@@ -114,7 +114,7 @@ def read_start(model: Any, options: argparse.Namespace) -> Tensor | None:
         return None
     longest = max(options.H or 0, options.W or 0) or None
     image = fit_image(load_image(options.init_img), *picture_size(model, longest))
-    return encode_images(model, image)
+    return model.encode_images(image)
 
 
 def draw(

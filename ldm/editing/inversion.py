@@ -278,11 +278,3 @@ def fit_image(image: Image.Image, longest: int, multiple: int) -> Tensor:
     width, height = (max(multiple, round(s * scale / multiple) * multiple) for s in image.size)
     pixels = np.asarray(image.resize((width, height), resample=FILTERS["bicubic"]))
     return torch.from_numpy(normalise(pixels)).permute(2, 0, 1)[None].contiguous()
-
-
-@torch.no_grad()
-def encode_images(model: Any, images: Tensor) -> Tensor:
-    """The latents (b, c, h, w), scaled, in the middle of each picture's posterior."""
-    posterior = model.encode_first_stage(images.to(model.device))
-    middle = posterior.mode() if hasattr(posterior, "mode") else posterior
-    return model.get_first_stage_encoding(middle)

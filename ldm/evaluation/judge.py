@@ -32,6 +32,9 @@ from ldm.util import freeze
 WEIGHTS = Path(__file__).resolve().parents[2] / "models/ldm/playroom/judge.safetensors"
 #: How large a picture is when it is read.
 SIZE = 64
+#: The logit from which on an object counts as present: where most objects of scenes of another
+#: seed were right. Pixels have to agree, so there is more to lose by overlooking one.
+PRESENT = -1.0
 #: A state, a colour and so on, with its probability.
 Answer = tuple[int, float]
 
@@ -148,7 +151,7 @@ class Judge:
         for some in images.float().split(self.batch) if len(images) else ():
             part = _prepared(some.to(self.device))
             found = self.network(part)
-            allowed = F.pad(found.presence > 0, (1, 0), value=True)
+            allowed = F.pad(found.presence > PRESENT, (1, 0), value=True)
             if also is not None:
                 allowed[:, 1 + also] = True
             scores = whole_map(found.pixels).masked_fill(~allowed[:, :, None, None], -1e4)

@@ -13,9 +13,6 @@ from ldm.data.playroom.labels import UNKNOWN
 from ldm.evaluation.judge_network import Features, JudgeNetwork, whole_map
 from ldm.util import freeze, instantiate_from_config
 
-#: The weights of a first stage within those of a whole model.
-FIRST_STAGE = "first_stage_model."
-
 
 class JudgeTraining(pl.LightningModule):
     """A `JudgeNetwork` that learns from `ldm.data.playroom.labels.LabelledScenes`.
@@ -140,9 +137,7 @@ def _first_stage(config: Mapping[str, Any], path: str | None) -> Any:
     """The frozen autoencoder."""
     stage = instantiate_from_config(config)
     if path is not None:
-        state = read_state_dict(path)
-        inner = {k.removeprefix(FIRST_STAGE): v for k, v in state.items() if FIRST_STAGE in k}
-        load_with_report(stage, inner or state, core=("encoder.", "decoder."), source=path)
+        stage.init_from_ckpt(path)
     return freeze(stage).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

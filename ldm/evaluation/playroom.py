@@ -146,9 +146,7 @@ def localisation(
     """
     scores: dict[str, list[float]] = defaultdict(list)
     for first, part in batches(scenes, batch):
-        latents = model.get_first_stage_encoding(
-            model.encode_first_stage(pictures(part).to(model.device)).mode()
-        )
+        latents = model.encode_images(pictures(part))
         context = model.get_learned_conditioning([one.caption for one in part])
         positions = word_positions(model, part)
         recorder = _recorder(positions, resolutions)
@@ -218,10 +216,7 @@ def sampled(
 @torch.no_grad()
 def autoencoded(model: Any, images: Tensor, batch: int = 32) -> Tensor:
     """Pictures (b,3,h,w) as decoding the mode of their posterior gives them back."""
-    parts = [
-        model.first_stage_model.decode(model.encode_first_stage(part.to(model.device)).mode())
-        for part in images.split(batch)
-    ]
+    parts = [model.decode_first_stage(model.encode_images(part)) for part in images.split(batch)]
     return torch.cat(parts).clamp(-1, 1).cpu()
 
 

@@ -134,10 +134,5 @@ class Probe:
         """The pictures' latents: the modes of their posteriors, each encoded alone."""
         model = self.model
         if self._latents is None or self._latents.device != model.device:
-            posteriors = [
-                model.encode_first_stage(image[None]) for image in self.pictures.to(model.device)
-            ]
-            modes = [p.mode() if hasattr(p, "mode") and not isinstance(p, Tensor) else p
-                     for p in posteriors]  # fmt: skip
-            self._latents = torch.cat([model.get_first_stage_encoding(mode) for mode in modes])
+            self._latents = torch.cat([model.encode_images(image[None]) for image in self.pictures])
         return self._latents

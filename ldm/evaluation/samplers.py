@@ -165,10 +165,7 @@ def measure_inversion(
     parts = list(batches(len(images), batch))
     for part in progress_bar(parts, "inversion" if progress else None):
         pictures, texts = images[part], list(prompts[part])
-        posterior = model.encode_first_stage(pictures.to(model.device))
-        latents = model.get_first_stage_encoding(
-            posterior.mode() if hasattr(posterior, "mode") else posterior
-        ).detach()
+        latents = model.encode_images(pictures)
         plain = ddim_inversion(model, latents, texts, steps)
         exact = ddim_inversion(model, latents, texts, steps, rounds=rounds)
         fitted = null_text_inversion(model, latents, texts, steps, scale, rounds=rounds)

@@ -25,6 +25,8 @@ from ldm.util import instantiate_from_config
 
 #: What a file has to have to be a first stage.
 CORE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+#: Where the weights of a first stage are within those of a whole model.
+INSIDE = "first_stage_model."
 
 
 class FirstStage(pl.LightningModule):
@@ -75,9 +77,13 @@ class FirstStage(pl.LightningModule):
             self.init_from_ckpt(ckpt_path, ignore_keys)
 
     def init_from_ckpt(self, path: str, ignore_keys: Sequence[str] = ()) -> None:
-        """Load weights from file `path`, but none whose name begins with one of `ignore_keys`."""
+        """Load weights from file `path`, but none whose name begins with one of `ignore_keys`.
+
+        The file may be of a whole latent diffusion model; then its first stage is taken.
+        """
         state = read_state_dict(path)
-        load_with_report(self, state, ignore=ignore_keys, core=CORE, source=path)
+        inner = {k.removeprefix(INSIDE): v for k, v in state.items() if k.startswith(INSIDE)}
+        load_with_report(self, inner or state, ignore=ignore_keys, core=CORE, source=path)
 
     def loss_arguments(self, inputs: Tensor, reconstructions: Tensor, latent: Any) -> tuple:
         """What the loss is given, in its order."""

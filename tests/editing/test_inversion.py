@@ -8,7 +8,6 @@ from PIL import Image
 from ldm.editing import EditOptions, ddim_inversion, edit, null_text_inversion, reconstruct
 from ldm.editing.inversion import (
     Inversion,
-    encode_images,
     fit_image,
     inversion_rule,
     picture_size,
@@ -170,7 +169,7 @@ def test_pictures_are_fitted_whole(model):
 
 def test_latents_are_the_middle_of_the_posterior(model):
     images = torch.rand(2, 3, 8, 16) * 2 - 1
-    latents = encode_images(model, images)
+    latents = model.encode_images(images)
     posterior = model.first_stage_model.encode(images)
     torch.testing.assert_close(latents, 0.5 * posterior.mean)
-    assert torch.equal(latents, encode_images(model, images)), "nothing is drawn"
+    assert torch.equal(latents, model.encode_images(images)), "nothing is drawn"

@@ -358,6 +358,15 @@ def test_weights_come_from_a_file_but_for_those_ignored(tmp_path):
     assert differing == {"decoder.conv_out.weight", "decoder.conv_out.bias"}
 
 
+def test_weights_come_out_of_those_of_a_whole_model(tmp_path):
+    source = fill(AutoencoderKL(TINY, IDENTITY, embed_dim=4))
+    state = {f"first_stage_model.{key}": value for key, value in source.state_dict().items()}
+    path = tmp_path / "whole.ckpt"
+    torch.save({"state_dict": {**state, "model.diffusion_model.out.2.bias": torch.ones(4)}}, path)
+    model = AutoencoderKL(TINY, IDENTITY, 4, ckpt_path=str(path))
+    assert not changed(model, source.state_dict())
+
+
 def test_images_to_look_at():
     model, batch = AutoencoderKL(TINY, IDENTITY, embed_dim=4), {"image": images(2)}
     looks = model.log_images(batch)

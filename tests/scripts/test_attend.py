@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ldm.data.images import load_image
-from ldm.editing.inversion import encode_images, fit_image
+from ldm.editing.inversion import fit_image
 from ldm.evaluation.localisation import word_maps
 from ldm.inference import load_model, load_words
 from scripts import attend
@@ -69,7 +69,7 @@ def test_a_photograph_is_segmented_whole_and_at_its_own_size(photo):
 def test_maps_are_those_of_the_library(files, photo):
     model = load_model(files.weights, files.config)
     load_words(model, [files.words])
-    latents = encode_images(model, fit_image(load_image(files.photo), 16, 4))
+    latents = model.encode_images(fit_image(load_image(files.photo), 16, 4))
     expected = word_maps(model, latents, [SENTENCE], resolutions=[8, 4], seed=42)
     _, arrays = read(photo)
     for word, maps in expected.items():

@@ -81,8 +81,7 @@ class WordBank:
         Every run's pictures meet the same noise, whatever else is in the bank.
         """
         model = self.model
-        posterior = model.encode_first_stage(pictures.to(model.device))
-        latents = model.get_first_stage_encoding(posterior.mode())
+        latents = model.encode_images(pictures)
         told = [self.caption(run, caption) for caption in captions]
         names = [self.name(run, word) for word in words]
         maps = word_maps(model, latents, told, words=names, shares=shares)

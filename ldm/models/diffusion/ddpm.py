@@ -36,7 +36,7 @@ class LatentDiffusion(DDPM):
     """Text-conditional diffusion in latent space.
 
     Args beyond the public ones:
-        first_stage_ckpt: weights of the first stage alone.
+        first_stage_ckpt: weights of the first stage, alone or within those of a whole model.
         mask_resolution: sizes (pixels a side) of the cross-attention maps that are averaged when
             the words' attention is read.
     """
@@ -171,6 +171,14 @@ class LatentDiffusion(DDPM):
         if noise is None:
             return self.scale_factor * posterior.sample()
         return self.scale_factor * (posterior.mean + posterior.std * noise)
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Scaled latents (b, c, h, w) in the middle of the posteriors of images (b, 3, H, W)."""
+        posterior = self.encode_first_stage(images.to(self.device))
+        return self.get_first_stage_encoding(
+            posterior if isinstance(posterior, Tensor) else posterior.mode()
+        )
 
     def differentiable_decode_first_stage(self, z: Tensor, **kwargs: Any) -> Tensor:
         """Images (b, 3, H, W) in [-1, 1] of scaled latents z, with gradients."""

@@ -137,6 +137,8 @@ class TransformerEmbedder(TextEncoder):
             attn_layers=Encoder(dim=n_embed, depth=n_layer),
             emb_dropout=embedding_dropout,
         )
+        # Stored in public checkpoints but never read; nothing would ever reach it in training.
+        self.transformer.to_logits.requires_grad_(False)
         if device is not None:
             self.to(device)
 
