@@ -254,6 +254,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--self", dest="self_attention", type=float, default=0.4,
         help="edits: share of the sampling to hold the layout")
     add("--batch", type=count, default=16, help="pictures at once")
+    add("--precision", choices=("full", "autocast"), default="full",
+        help="autocast: bfloat16, about twice as fast")
     add("--seed", type=int, default=0, help="seed of everything random")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw")
     # fmt: on
@@ -273,7 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = given | {"outdir": folder.name, "threads": torch.get_num_threads()}
         settings |= {"run": [Path(run).name for run in options.run], "machine": platform.machine()}
         for name in options.what or MEASURES:
-            measured = MEASURES[name](load_model(device=options.device), options)
+            model, low = load_model(device=options.device), options.precision == "autocast"
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+                measured = MEASURES[name](model, options)
             keep(folder, name, measured, {**settings, "what": name})
             for row in measured[1]:
                 print("  ".join(row))

@@ -25,6 +25,7 @@ from ldm.inference import SamplingOptions, sample_images
 from ldm.prompts.sentence import as_words
 from ldm.training.cli import Parser
 from ldm.training.flags import add_model_flags, count, numbers, open_model, origin
+from ldm.training.host import compile_network
 from ldm.visual import image_grid, save_png, to_uint8
 
 logger = logging.getLogger("txt2img")
@@ -62,6 +63,11 @@ def build_parser(**defaults: Any) -> argparse.ArgumentParser:
     add("--n_rows", type=int, default=0, help="columns of the grid")
     add("--skip_grid", action="store_true", help="write single pictures only")
     add("--skip_save", action="store_true", help="write the grid only")
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the network first: minutes, for many pictures on a GPU",
+    )
     add("--precision", choices=("full", "autocast"), default="full",
         help="full is float32, autocast bfloat16")  # fmt: skip
     parser.set_defaults(**defaults)
@@ -186,6 +192,8 @@ def main(arguments: Sequence[str] | None = None, **defaults: Any) -> int:
         prompts = read_prompts(options)
         sampling = make_sampling(options)
         model = open_model(options, prompts)
+        if options.compile:
+            compile_network(model)
         kind = torch.device(options.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=options.precision == "autocast"):
             written = draw(model, prompts, sampling, options)

@@ -33,7 +33,8 @@ def settle(model: Any, config: DictConfig) -> None:
     """Lay the weights of `model` out in memory as the configuration says.
 
     ``channels_last: true`` puts the channels of a pixel side by side; ``frozen_dtype`` (see
-    `narrow_frozen`) makes the frozen network smaller.
+    `narrow_frozen`) makes the frozen network smaller. ``compile: true``, or the name of a backend
+    of `torch.compile`, compiles the U-Net.
     """
     dtype = config.get("frozen_dtype")
     if dtype is not None:
@@ -42,6 +43,20 @@ def settle(model: Any, config: DictConfig) -> None:
         narrow_frozen(model, DTYPES[dtype])
     if config.get("channels_last"):
         model.to(memory_format=torch.channels_last)
+    if compiled := config.get("compile"):
+        compile_network(model, "inductor" if compiled is True else str(compiled))
+
+
+def compile_network(model: Any, backend: str = "inductor") -> None:
+    """Compile the U-Net of `model` where it stands; its keys and what watches it stay the same.
+
+    Raises:
+        UserError: for a backend that this torch does not have.
+    """
+    known = ["eager", "aot_eager", *torch.compiler.list_backends()]
+    if backend not in known:
+        raise UserError(f"compile {backend!r}: accepted are true, {', '.join(known)}")
+    model.model.diffusion_model.compile(backend=backend)
 
 
 def narrow_frozen(model: Any, dtype: torch.dtype) -> None:

@@ -8,6 +8,8 @@ from omegaconf import OmegaConf
 
 from benchmarks.workload import Workload
 from ldm.checkpoint import read_embeddings
+from ldm.concepts.recorder import WordAttention
+from ldm.modules.attention_control import controlling
 from ldm.training.errors import UserError
 from ldm.training.host import keep_freed_memory, narrow_frozen, settle
 
@@ -49,6 +51,27 @@ def test_what_is_trained_is_not_narrowed(toy):
 def test_unknown_type_is_named(toy):
     with pytest.raises(UserError, match="int8"):
         settle(made(toy).model, OmegaConf.create({"frozen_dtype": "int8"}))
+
+
+def test_a_compiled_network_gives_the_same_gradient_and_attention(toy):
+    exact, work = made(toy).gradient(1), made(toy)
+    keys = list(work.model.state_dict())
+    settle(work.model, OmegaConf.create({"compile": "eager"}))
+    assert list(work.model.state_dict()) == keys
+    torch.testing.assert_close(work.gradient(1), exact)
+    network, context = work.model.model.diffusion_model, work.model.get_learned_conditioning(["a"])
+    x, t, maps = torch.randn(1, *work.model.latent_shape()), torch.tensor([5]), []
+    for run in (network, network.forward):
+        recorder = WordAttention([{"a": [1]}], [8])
+        with torch.no_grad(), controlling(network, recorder):
+            run(x, t, context=context)
+        maps.append(recorder.maps())
+    torch.testing.assert_close(*maps)
+
+
+def test_an_unknown_backend_is_named(toy):
+    with pytest.raises(UserError, match="fastest"):
+        settle(made(toy).model, OmegaConf.create({"compile": "fastest"}))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a setting of glibc")
