@@ -2,7 +2,7 @@
 
     python -m benchmarks.memory
     python -m benchmarks.memory --config configs/latent-diffusion/txt2img-1p4B-finetune.yaml \\
-        --json benchmarks/results/memory_full.json
+        --rounds 0 --json benchmarks/results/memory_full.json
 
 Every case is a process of its own. `kept` are the bytes that the forward pass keeps for the
 backward pass, counted tensor by tensor, which are the same on every device; `peak` is what the
@@ -10,7 +10,7 @@ process (on a GPU: torch) held at most during a step. `counted` is all weights, 
 what a GPU's driver takes, to be compared with the memory of a card.
 
 The last table compares steps with the memory of freed tensors given back to the system, as the C
-library does by default, and kept (``ldm/training/host.py``).
+library does by default, and kept (``ldm/training/host.py``); ``--rounds 0`` leaves it out.
 """
 
 import argparse
@@ -133,7 +133,7 @@ def main() -> int:
     cases = [(way, batch) for batch in chosen.batches for way in chosen.ways]
     rows = [row(way, batch, child(chosen, way, batch)) for way, batch in cases]
     report.add("memory of a step, GiB", rows)
-    if chosen.device == "cpu":
+    if chosen.device == "cpu" and chosen.rounds:
         report.add("memory of freed tensors", freed(chosen))
     report.finish()
     return 0
