@@ -63,7 +63,7 @@ SENTENCES = (
     "a photo of a cat on a {1} in the park",
 )
 #: What is changed, into what.
-EDITS = (("{0}", "a cat"), ("{0}", "a duck"), ("{0}", "a red robot"), ("{1}", "a green box"))
+EDITS = (("{0}", "a cat"), ("{0}", "a duck"), ("{0}", "a white fox"), ("{1}", "a green box"))
 #: A README is looked at over slow lines too.
 MOST_BYTES = 500_000
 #: Held-back pictures of a set are those of another seed.
@@ -252,6 +252,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--run", metavar="FOLDER", help="a finished run of a drawn set; default: learn one")
     add("--set", default="bear-skateboard", help="the drawn set to learn, of two or more words")
     add("--train_steps", type=count, default=400, help="training steps, without --run")
+    add("--train_seed", type=int, default=0, help="seed of the training, without --run")
     add("--out", default="docs/images/teaser.png", help="the picture to write")
     add("--steps", type=count, default=50, help="sampling steps")
     add("--scale", type=float, default=5.0, help="guidance")
@@ -286,7 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            run = options.run or learn_set(options.set, folder, steps=options.train_steps)
+            run = options.run or learn_set(
+                options.set, folder, steps=options.train_steps, seed=options.train_seed
+            )
             make(options, Path(run))
     except (ValueError, OSError) as error:
         logger.error("error: %s", error)
