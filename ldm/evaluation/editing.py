@@ -124,7 +124,7 @@ def measure_edits(
 
 def grey_change(before: Tensor, after: Tensor) -> np.ndarray:
     """The mean absolute change of every pixel, in grey levels of 255: (b, h, w)."""
-    change: np.ndarray = ((after - before).abs().mean(1) * 127.5).cpu().numpy()
+    change: np.ndarray = ((after.float() - before.float()).abs().mean(1) * 127.5).cpu().numpy()
     return change
 
 
