@@ -190,7 +190,7 @@ def fill_page(page: Path, experiment: Experiment, text: str) -> None:
     if begin not in old or end not in old:
         old = f"{old.rstrip()}\n\n{begin}\n{end}\n".lstrip()
     head, rest = old.split(begin, 1)
-    lines = [f"#{line}" if line.startswith("#") else line for line in text.splitlines()]
+    lines = [f"##{line}" if line.startswith("#") else line for line in text.splitlines()]
     body = "\n".join(lines).replace(f"({experiment.name}.png)", f"(figures/{experiment.name}.png)")
     with write_atomic(page) as temporary:
         told = f"{head}{begin}\n{body}\n{end}{rest.split(end, 1)[1]}"
