@@ -34,17 +34,14 @@ def count_params(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def progress_bar(
-    values: Iterable[T], label: str | None, unit: str = "it", leave: bool = False
-) -> Iterator[T]:
+def progress_bar(values: Iterable[T], label: str | None, unit: str = "it") -> Iterator[T]:
     """`values`, with a line on standard error that says how far they are; none without a label.
 
     Into a file or a pipe a new state is written every ten seconds at most.
     """
     quiet = 0.1 if sys.stderr.isatty() else 10.0
-    return iter(
-        tqdm(values, label, unit=unit, leave=leave, mininterval=quiet, disable=label is None)
-    )
+    hidden = label is None
+    return iter(tqdm(values, label, unit=unit, leave=False, mininterval=quiet, disable=hidden))
 
 
 def get_obj_from_str(string: str, reload: bool = False) -> Any:

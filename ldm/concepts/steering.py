@@ -1,11 +1,10 @@
-"""ReVersion, the baseline Lego compares with: relation steering and importance sampling.
+"""ReVersion, the baseline Lego compares with: relation steering.
 
 The relation word is drawn towards prepositions and away from other words, by the formula of the
-context loss with unit vectors and a small temperature, a few random prepositions a step; and
-timesteps are drawn more often where the noise is strong and the layout is decided.
+context loss with unit vectors and a small temperature, a few random prepositions a step. The
+method's other half, noisy timesteps more often, is the `timestep_skew` of any model.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,18 +70,3 @@ class Steering(ContextLoss):
             step_generator(self.seed, run, at, STEERING_STREAM + number)
             for run, at in sorted(numbers.items())
         ]
-
-
-def importance_weights(timesteps: int, skew: float) -> Tensor:
-    """How often each timestep is drawn: ``f(t) = (1 - skew cos(pi t / T)) / T``, (timesteps,).
-
-    Published with a skew of 0.5; 0 is uniform. Sums to one.
-
-    Raises:
-        ValueError: when `skew` is outside 0..1.
-    """
-    if not 0 <= skew <= 1:
-        raise ValueError(f"timestep skew {skew}: give a number from 0 (uniform) to 1")
-    t = torch.arange(timesteps, dtype=torch.float64)
-    weights = 1 - skew * torch.cos(math.pi * t / timesteps)
-    return weights / weights.sum()

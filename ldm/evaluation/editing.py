@@ -15,7 +15,7 @@ from ldm.data.playroom.splits import is_named
 from ldm.editing import EditOptions, edit, replace_word
 from ldm.evaluation.judge import Reading
 from ldm.evaluation.playroom import Mean
-from ldm.evaluation.samplers import Reader, batches
+from ldm.evaluation.samplers import Reader, batches, noise_of
 from ldm.util import progress_bar
 
 RELATIONS = ("on", "beside", "and")
@@ -105,9 +105,7 @@ def measure_edits(
     shape = model.latent_shape()
     for part in progress_bar(list(batches(len(cases), batch)), label):
         some = cases[part]
-        noise = [
-            torch.randn(shape, generator=torch.Generator().manual_seed(case.seed)) for case in some
-        ]
+        noise = [noise_of(shape, case.seed) for case in some]
         done = edit(
             model,
             [case.source for case in some],

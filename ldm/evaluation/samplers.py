@@ -57,7 +57,7 @@ def draw(
     shape, found, spent = model.latent_shape(), [], 0.0
     for part in progress_bar(list(batches(len(prompts), setting.batch)), label):
         texts, numbers = list(prompts[part]), range(len(prompts))[part]
-        noise = torch.stack([_noise(shape, setting.seed + number) for number in numbers])
+        noise = torch.stack([noise_of(shape, setting.seed + number) for number in numbers])
         began = time.perf_counter()
         latents, _ = sampler.sample(
             steps,
@@ -74,7 +74,8 @@ def draw(
     return Drawings(torch.cat(found), spent / len(prompts))
 
 
-def _noise(shape: Sequence[int], seed: int) -> Tensor:
+def noise_of(shape: Sequence[int], seed: int) -> Tensor:
+    """Standard normal noise of `shape` that depends on `seed` alone."""
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
 
 

@@ -286,9 +286,14 @@ def test_attention_of_a_preview_is_that_of_its_conditional_half(toy):
     )
     recorder = WordAttention([{"bear": [2]}], model.mask_resolution)
     context = model.get_learned_conditioning(["a bear"])
+    guided = {
+        "unconditional_guidance_scale": 3.0,
+        "unconditional_conditioning": model.get_learned_conditioning([""]),
+        "on_step": recorder.begin_step,
+    }
     shape, noise = (1, *model.latent_shape()), torch.Generator().manual_seed(0)
     with torch.no_grad(), controlling(model.model.diffusion_model, recorder):
         x_T = torch.randn(shape, generator=noise)
-        model.sample_log(context, 1, ddim_steps=2, x_T=x_T)
-    shown = model.log_images(batch, N=1, ddim_steps=2, unconditional_guidance_scale=1.0)
+        model.sample_log(context, 1, ddim_steps=2, x_T=x_T, **guided)
+    shown = model.log_images(batch, N=1, ddim_steps=2, unconditional_guidance_scale=3.0)
     torch.testing.assert_close(shown["attention"][0]["bear"], recorder.maps()[0, 0])

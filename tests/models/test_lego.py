@@ -7,11 +7,11 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.concepts.context_loss import context_loss
-from ldm.concepts.steering import importance_weights
 from ldm.data.playroom import PlayroomConcepts
 from ldm.data.playroom.sets import LEGO_SETS
 from ldm.data.steps import StepKey, collate
 from ldm.inference import load_words
+from ldm.models.diffusion.draws import importance_weights
 from ldm.models.diffusion.lego import Lego
 from ldm.prompts import LearnableWord
 from ldm.training.cli import parse

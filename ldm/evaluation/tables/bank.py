@@ -1,6 +1,6 @@
 """The words of many runs in one model, so that they are looked at and drawn in the same batches."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from ldm.data.playroom.objects import OBJECTS
 from ldm.data.playroom.splits import is_named
 from ldm.evaluation.localisation import word_maps
+from ldm.evaluation.samplers import batches, noise_of
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.modules.embedding_manager import EmbeddingManager, initial_vectors
 from ldm.prompts.sentence import RANDOM, LearnableWord, Sentence
@@ -92,12 +93,9 @@ class WordBank:
         """Pictures (b, 3, h, w) in [-1, 1]: DPM-Solver++ with guidance, each from its own noise."""
         model, found = self.model, []
         shape = model.latent_shape()
-        for part in _batches(len(wanted)):
+        for part in batches(len(wanted), BATCH):
             some = wanted[part]
-            noise = [
-                torch.randn(shape, generator=torch.Generator().manual_seed(one.seed))
-                for one in some
-            ]
+            noise = [noise_of(shape, one.seed) for one in some]
             latents, _ = DPMSolverSampler(model).sample(
                 steps,
                 len(some),
@@ -136,10 +134,6 @@ class WordBank:
         places = [tokens.at(row, span.start, span.end) for row, span in enumerate(spans)]
         pairs = zip(outputs, places, strict=True)
         return torch.stack([F.normalize(o[at].mean(0), dim=0) for o, at in pairs]).mean(0).cpu()
-
-
-def _batches(count: int) -> Iterator[slice]:
-    return (slice(first, first + BATCH) for first in range(0, count, BATCH))
 
 
 def first_vectors(model: Any, sentence: Sentence) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ldm.checkpoint import load_with_report, read_state_dict
 from ldm.concepts.denoising import Denoising
 from ldm.concepts.objective import LossTerm, Objective, TrainStep
-from ldm.models.diffusion.draws import Draws, draw
+from ldm.models.diffusion.draws import Draws, draw, importance_weights
 from ldm.models.diffusion.optim import adamw, describe
 from ldm.modules.diffusionmodules.schedule import NoiseSchedule, make_beta_schedule
 from ldm.modules.ema import LitEma
@@ -69,9 +69,6 @@ class DiffusionWrapper(pl.LightningModule):
 class DDPM(pl.LightningModule):
     """Denoising diffusion without a first stage: the network, the schedule, the loss."""
 
-    #: How often training draws each timestep, (timesteps,); uniformly if there are no weights.
-    timestep_weights: Tensor | None = None
-
     def __init__(  # noqa: PLR0913, PLR0917 (the public signature)
         self,
         unet_config: Mapping[str, Any],
@@ -109,6 +106,7 @@ class DDPM(pl.LightningModule):
         ema_decay: float = 0.9999,
         weight_decay: float = 1e-2,
         seed: int = 23,
+        timestep_skew: float = 0.0,
     ) -> None:
         super().__init__()
         if parameterization not in PARAMETERIZATIONS:
@@ -140,6 +138,8 @@ class DDPM(pl.LightningModule):
         self.register_schedule(
             given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s
         )
+        #: How often training draws each timestep, (timesteps,).
+        self.timestep_weights = importance_weights(self.num_timesteps, timestep_skew)
         self.learn_logvar = learn_logvar
         logvar = torch.full((self.num_timesteps,), float(logvar_init))
         if learn_logvar:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ldm.concepts.context_loss import ContextLoss
 from ldm.concepts.objective import LossTerm
-from ldm.concepts.steering import Steering, importance_weights
+from ldm.concepts.steering import Steering
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.prompts.sentence import LearnableWord
 
@@ -21,7 +21,6 @@ class Lego(LatentDiffusion):
     Args:
         context: parameters of `ContextLoss` (eq. 2), or ``None``.
         steering: parameters of `Steering` (ReVersion's loss), or ``None``.
-        timestep_skew: ReVersion's importance sampling; 0 draws timesteps uniformly.
     """
 
     def __init__(
@@ -29,14 +28,11 @@ class Lego(LatentDiffusion):
         *args: Any,
         context: Mapping[str, Any] | None = None,
         steering: Mapping[str, Any] | None = None,
-        timestep_skew: float = 0.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.context_loss = None if context is None else ContextLoss(**context)
         self.steering = None if steering is None else Steering(**steering)
-        if timestep_skew:
-            self.timestep_weights = importance_weights(self.num_timesteps, timestep_skew)
 
     def learn(self, words: Sequence[LearnableWord], **options: Any) -> None:
         """Make `words` learnable, and look up what the concept words among them are steered by."""
