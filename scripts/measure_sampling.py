@@ -102,28 +102,31 @@ def samplers(model: Any, options: argparse.Namespace) -> Measured:
 
 
 def edits(model: Any, options: argparse.Namespace) -> Measured:
-    """Local edits with learned and with plain words, with and without local blend."""
-    (run, *_) = runs_of(options, SETS[:1])
-    judge, shows = load_judge(options.judge, options.device), get_concept_set(set_of(run)).shows
-    load_words(model, [words_of(run)])
-    learned = edit_cases(shows, options.edits, options.seed)
+    """Local edits with learned and with plain words, with and without local blend.
+
+    The blend is named by the share of the highest attention above which a place may change.
+    """
     chosen = EditOptions(
         options.edit_steps, options.scale, cross=options.cross,
         self_attention=options.self_attention,
     )  # fmt: skip
+    blends = {str(share): replace(chosen, threshold=share) for share in options.thresholds}
+    blends["no"] = replace(chosen, blend=False)
+    (run, *_) = runs_of(options, SETS[:1])
+    judge, shows = load_judge(options.judge, options.device), get_concept_set(set_of(run)).shows
+    load_words(model, [words_of(run)])
+    learned = edit_cases(shows, options.edits, options.seed)
     lines = [["words", "local blend", "new object appears", "old one gone", "change outside",
               "change inside", "source shows it"]]  # fmt: skip
     figures = []
     for kind, cases in (("learned", learned), ("plain", [one.plain(shows) for one in learned])):
-        for blend in (True, False):
-            label = f"{kind} words, {'blend' if blend else 'no blend'}"
-            found = measure_edits(
-                model, judge, cases, replace(chosen, blend=blend), batch=options.batch, label=label
-            )
+        for blend, setting in blends.items():
+            label = f"{kind} words, local blend {blend}"
+            found = measure_edits(model, judge, cases, setting, batch=options.batch, label=label)
             figures.append({"words": kind, "blend": blend, **asdict(found)})
             cells = [shown(found.appears), shown(found.gone), shown(found.outside, 1),
                      shown(found.inside, 1), shown(found.had)]  # fmt: skip
-            lines.append([kind, "yes" if blend else "no", *cells])
+            lines.append([kind, blend, *cells])
     return {"run": run.name, "settings": figures}, lines
 
 
@@ -213,7 +216,7 @@ def markdown(kept: dict[str, Any]) -> str:
     page = ["# Sampling, editing and attention", ""]
     for name, entry in kept.items():
         heads, *body = entry["table"]
-        title = (MEASURES[name].__doc__ or name).rstrip(".")
+        title = (MEASURES[name].__doc__ or name).splitlines()[0].rstrip(".")
         rows = [heads, ["---"] * len(heads), *body]
         page += [f"## {title}", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
         page += [" ".join(f"{key} {value}" for key, value in entry["settings"].items()), ""]
@@ -253,6 +256,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cross", type=float, default=0.8, help="edits: share of the sampling to hold attention")
     add("--self", dest="self_attention", type=float, default=0.4,
         help="edits: share of the sampling to hold the layout")
+    add("--thresholds", type=float, nargs="+", default=[0.3, 0.15], metavar="SHARE",
+        help="edits: of the highest attention, for the masks of the local blend")
     add("--batch", type=count, default=16, help="pictures at once")
     add("--precision", choices=("full", "autocast"), default="full",
         help="autocast: bfloat16, about twice as fast")

@@ -118,9 +118,8 @@ class TestMeasures:
         kept = json.loads((tmp_path / "sampling.json").read_text())
         assert list(kept) == ["samplers", "edits", "inversion", "attention"]
         assert len(kept["samplers"]["figures"]) == 1 + 3
-        assert [row["words"] for row in kept["edits"]["figures"]["settings"]] == [
-            "learned", "learned", "plain", "plain",
-        ]  # fmt: skip
+        rows = [(row["words"], row["blend"]) for row in kept["edits"]["figures"]["settings"]]
+        assert rows == [(w, b) for w in ("learned", "plain") for b in ("0.3", "0.15", "no")]
         assert list(kept["inversion"]["figures"]) == ["own samples", "given pictures"]
         assert {row["word"] for row in kept["attention"]["figures"]} == {"<bear>", "<skateboard>"}
         page = (tmp_path / "sampling.md").read_text()
@@ -141,6 +140,7 @@ class TestMeasures:
         [
             (["speed"], "'speed'"),
             (["attention", "--run", "nowhere"], "nowhere did not learn"),
+            (["edits", "--thresholds", "3"], "threshold"),
             (["samplers", "--judge", "nowhere.safetensors"], "nowhere.safetensors"),
         ],
         ids=lambda value: value if isinstance(value, str) else None,

@@ -180,9 +180,8 @@ class LegoFamily:
             for number, run in enumerate(runs)
             for i, prompt in enumerate(self.prompts(run))
         ]
-        with torch.autocast(self.model.device.type, torch.bfloat16):
-            drawn = bank.draw(wanted, self.options["steps"], self.options["scale"])
-        parts = drawn.float().split(self.options["images"])
+        drawn = bank.draw(wanted, self.options["steps"], self.options["scale"])
+        parts = drawn.split(self.options["images"])
         rows = [self.read(run, images) for run, images in zip(runs, parts, strict=True)]
         for row, held, file in zip(rows, vectors, words, strict=True):
             learned = [value.numel() * value.element_size() for value in held.values()]
