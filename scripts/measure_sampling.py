@@ -101,17 +101,24 @@ def samplers(model: Any, options: argparse.Namespace) -> Measured:
     return [asdict(row) for row in rows], lines
 
 
+def edit_settings(options: argparse.Namespace) -> dict[str, EditOptions]:
+    """How edits are carried out: with the local blend at each threshold, and without it ("no")."""
+    plain = EditOptions(
+        options.edit_steps, options.scale, cross=options.cross,
+        self_attention=options.self_attention,
+    )  # fmt: skip
+    blends = {
+        str(share): replace(plain, blend=True, threshold=share) for share in options.thresholds
+    }
+    return {**blends, "no": plain}
+
+
 def edits(model: Any, options: argparse.Namespace) -> Measured:
     """Local edits with learned and with plain words, with and without local blend.
 
     The blend is named by the share of the highest attention above which a place may change.
     """
-    chosen = EditOptions(
-        options.edit_steps, options.scale, cross=options.cross,
-        self_attention=options.self_attention,
-    )  # fmt: skip
-    blends = {str(share): replace(chosen, threshold=share) for share in options.thresholds}
-    blends["no"] = replace(chosen, blend=False)
+    settings = edit_settings(options)
     (run, *_) = runs_of(options, SETS[:1])
     judge, shows = load_judge(options.judge, options.device), get_concept_set(set_of(run)).shows
     load_words(model, [words_of(run)])
@@ -120,7 +127,7 @@ def edits(model: Any, options: argparse.Namespace) -> Measured:
               "change inside", "source shows it"]]  # fmt: skip
     figures = []
     for kind, cases in (("learned", learned), ("plain", [one.plain(shows) for one in learned])):
-        for blend, setting in blends.items():
+        for blend, setting in settings.items():
             label = f"{kind} words, local blend {blend}"
             found = measure_edits(model, judge, cases, setting, batch=options.batch, label=label)
             figures.append({"words": kind, "blend": blend, **asdict(found)})
@@ -256,7 +263,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--cross", type=float, default=0.8, help="edits: share of the sampling to hold attention")
     add("--self", dest="self_attention", type=float, default=0.4,
         help="edits: share of the sampling to hold the layout")
-    add("--thresholds", type=float, nargs="+", default=[0.3, 0.15], metavar="SHARE",
+    add("--thresholds", type=float, nargs="+", default=[0.3], metavar="SHARE",
         help="edits: of the highest attention, for the masks of the local blend")
     add("--batch", type=count, default=16, help="pictures at once")
     add("--precision", choices=("full", "autocast"), default="full",

@@ -119,12 +119,20 @@ class TestMeasures:
         assert list(kept) == ["samplers", "edits", "inversion", "attention"]
         assert len(kept["samplers"]["figures"]) == 1 + 3
         rows = [(row["words"], row["blend"]) for row in kept["edits"]["figures"]["settings"]]
-        assert rows == [(w, b) for w in ("learned", "plain") for b in ("0.3", "0.15", "no")]
+        assert rows == [(w, b) for w in ("learned", "plain") for b in ("0.3", "no")]
         assert list(kept["inversion"]["figures"]) == ["own samples", "given pictures"]
         assert {row["word"] for row in kept["attention"]["figures"]} == {"<bear>", "<skateboard>"}
         page = (tmp_path / "sampling.md").read_text()
         assert page.count("## ") == 4
         assert str(tmp_path) not in json.dumps(kept["edits"]["settings"]["outdir"])
+
+    def test_edits_are_measured_with_local_blend_and_without(self):
+        options = measure_sampling.build_parser().parse_args(["--thresholds", "0.4", "0.2"])
+        settings = measure_sampling.edit_settings(options)
+        assert {name: (s.blend, s.threshold) for name, s in settings.items() if s.blend} == {
+            "0.4": (True, 0.4), "0.2": (True, 0.2),
+        }  # fmt: skip
+        assert not settings["no"].blend
 
     def test_one_measurement_does_not_lose_the_others(self, tmp_path):
         for name, value in (("attention", 1), ("samplers", 2), ("attention", 3)):
