@@ -138,7 +138,7 @@ class DDPM(pl.LightningModule):
         self.register_schedule(
             given_betas, beta_schedule, timesteps, linear_start, linear_end, cosine_s
         )
-        #: How often training draws each timestep, (timesteps,).
+        #: How often training draws each timestep, (timesteps,); uniformly if `None`.
         self.timestep_weights = importance_weights(self.num_timesteps, timestep_skew)
         self.learn_logvar = learn_logvar
         logvar = torch.full((self.num_timesteps,), float(logvar_init))
