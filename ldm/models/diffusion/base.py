@@ -20,7 +20,7 @@ from ldm.checkpoint import load_with_report, read_state_dict
 from ldm.concepts.denoising import Denoising
 from ldm.concepts.objective import LossTerm, Objective, TrainStep
 from ldm.models.diffusion.draws import Draws, draw, importance_weights
-from ldm.models.diffusion.optim import adamw, describe
+from ldm.models.diffusion.optim import OPTIMIZERS, adamw, describe, matrices
 from ldm.modules.diffusionmodules.schedule import NoiseSchedule, make_beta_schedule
 from ldm.modules.ema import LitEma
 from ldm.util import instantiate_from_config
@@ -107,8 +107,12 @@ class DDPM(pl.LightningModule):
         weight_decay: float = 1e-2,
         seed: int = 23,
         timestep_skew: float = 0.0,
+        optimizer: str = "adamw",
     ) -> None:
         super().__init__()
+        if optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {optimizer!r} is unknown; accepted are {OPTIMIZERS}")
+        self.optimizer_kind = optimizer
         if parameterization not in PARAMETERIZATIONS:
             raise ValueError(
                 f"parameterization {parameterization!r} is unknown; accepted are "
@@ -336,8 +340,12 @@ class DDPM(pl.LightningModule):
         if self.use_ema and any(weight.requires_grad for weight in self.model.parameters()):
             self.model_ema(self.model)
 
+    def orthogonal(self) -> list[nn.Parameter]:
+        """The weights that take Muon's steps: the matrices, with ``optimizer: muon``."""
+        return matrices(self) if self.optimizer_kind == "muon" else []
+
     def configure_optimizers(self) -> Any:
-        """AdamW over what is trained."""
+        """AdamW, or what `optimizer` says, over what is trained."""
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if self.learn_logvar:
             parameters.append(self.logvar)
@@ -346,4 +354,5 @@ class DDPM(pl.LightningModule):
             self.learning_rate,
             scheduler_config=self.scheduler_config,
             weight_decay=self.weight_decay,
+            orthogonal=self.orthogonal(),
         )

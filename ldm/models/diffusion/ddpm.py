@@ -312,7 +312,10 @@ class LatentDiffusion(DDPM):
         logger.info("latents are scaled by %.5f", self.scale_factor.item())
 
     def configure_optimizers(self) -> Any:
-        """AdamW over the words alone, or over the network (and a trained text encoder)."""
+        """AdamW over the words alone, or what `optimizer` says over the network.
+
+        A trained text encoder belongs to the network; words that are learned beside it keep AdamW.
+        """
         if self.learns_words:
             return adamw(list(self.embedding_manager.embedding_parameters()), self.learning_rate)
         parameters = list(self.model.parameters())
@@ -326,6 +329,7 @@ class LatentDiffusion(DDPM):
             self.model_lr if words is not None else self.learning_rate,
             scheduler_config=self.scheduler_config,
             weight_decay=self.weight_decay,
+            orthogonal=self.orthogonal(),
             extra_groups=[{"params": list(words.embedding_parameters()), "lr": self.learning_rate}]
             if words is not None
             else None,
