@@ -3,6 +3,7 @@
 import importlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from inspect import isfunction
 from typing import Any, TypeVar
 
@@ -39,9 +40,20 @@ def progress_bar(values: Iterable[T], label: str | None, unit: str = "it") -> It
 
     Into a file or a pipe a new state is written every ten seconds at most.
     """
-    quiet = 0.1 if sys.stderr.isatty() else 10.0
     hidden = label is None
-    return iter(tqdm(values, label, unit=unit, leave=False, mininterval=quiet, disable=hidden))
+    return iter(tqdm(values, label, unit=unit, leave=False, mininterval=_quiet(), disable=hidden))
+
+
+@contextmanager
+def progress_of(label: str, total: int, unit: str = "it") -> Iterator[Callable[[int], object]]:
+    """The same for work that comes in pieces: what it yields is told how much more is done."""
+    with tqdm(desc=label, total=total, unit=unit, leave=False, mininterval=_quiet()) as shown:
+        yield shown.update
+
+
+def _quiet() -> float:
+    """Seconds between two states of a progress line: fewer lines where nobody watches."""
+    return 0.1 if sys.stderr.isatty() else 10.0
 
 
 def get_obj_from_str(string: str, reload: bool = False) -> Any:

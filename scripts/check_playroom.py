@@ -14,14 +14,12 @@ import argparse
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
-from rich.progress import Progress
 from torch import Tensor
 
 from ldm.checkpoint import read_embeddings
@@ -48,6 +46,7 @@ from ldm.training.cli import parse
 from ldm.training.config import load_config
 from ldm.training.packed import Job, learn_many
 from ldm.training.run import limit_threads
+from ldm.util import progress_of
 from ldm.visual import Cell, panel, save_png, to_uint8
 
 STAGES = ("judge", "reconstruction", "attention", "samples", "grid", "words")
@@ -106,14 +105,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-@contextmanager
-def bar(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar; what it yields is told how much was done."""
-    with Progress() as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda done: progress.update(task, advance=done)
-
-
 def resolutions_of(model: Any, options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
     """The map sizes to average: all that are asked for, and each alone, by name."""
     every = tuple(options.maps or model.mask_resolution)
@@ -127,7 +118,7 @@ def check_judge(model: Any, judge: Judge, options: argparse.Namespace) -> Figure
     """How often the judge is right, on renders and on what the autoencoder makes of them."""
     world = LabelledScenes(seed=JUDGE_SEED, length=options.judged)
     found: dict[str, list[float]] = {}
-    with bar("judge", options.judged) as done:
+    with progress_of("judge", options.judged) as done:
         for first in range(0, options.judged, 100):
             scenes = [world.scene(k) for k in range(first, min(first + 100, options.judged))]
             images = pictures(scenes)
@@ -151,7 +142,7 @@ def check_reconstruction(model: Any, judge: Judge, options: argparse.Namespace) 
 def check_attention(model: Any, judge: Judge, options: argparse.Namespace) -> Figures:
     """Where words look in renders."""
     figures, sizes = {}, resolutions_of(model, options)
-    with bar("attention", len(options.things) * len(sizes) * options.scenes) as done:
+    with progress_of("attention", len(options.things) * len(sizes) * options.scenes) as done:
         for things in options.things:
             scenes = fresh_scenes(options.scenes, things)
             for name, resolutions in sizes.items():
@@ -181,7 +172,7 @@ def check_samples(model: Any, judge: Judge, options: argparse.Namespace) -> Figu
     figures, started = {}, time.monotonic()
     resolutions = next(iter(resolutions_of(model, options).values()))
     each = -(-options.captions // len(options.things))
-    with bar("samples", each * len(options.things)) as done:
+    with progress_of("samples", each * len(options.things)) as done:
         for things in options.things:
             scenes = fresh_scenes(each, things, masks=False)
             found = sampled(
@@ -206,7 +197,7 @@ def check_samples(model: Any, judge: Judge, options: argparse.Namespace) -> Figu
 def draw_grid(model: Any, judge: Judge, options: argparse.Namespace) -> Figures:
     """Pictures to look at: samples.png."""
     rows = []
-    with bar("grid", len(PROMPTS)) as done:
+    with progress_of("grid", len(PROMPTS)) as done:
         for prompt in PROMPTS:
             latents = sampler(model, options)([prompt] * options.samples, 0, lambda *_: None)
             drawn = to_uint8(model.decode_first_stage(latents).clamp(-1, 1))
@@ -241,7 +232,7 @@ def check_words(model: Any, judge: Judge, options: argparse.Namespace) -> Figure
     ]
     initial = [first_vectors(model, parse_sentence(each.sentence)) for each in tried]
     figures: Figures = {}
-    with bar("words", 2 * len(tried)) as done:
+    with progress_of("words", 2 * len(tried)) as done:
         for when, vectors in (("before", initial), ("after", learned)):
             bank, rows = WordBank(model, vectors), []
             for run, each in enumerate(tried):
