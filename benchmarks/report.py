@@ -2,23 +2,23 @@
 
     python -m benchmarks.report [RESULTS.json ...]
 
-Without files, all of benchmarks/results. Between the lines ``<!-- NAME -->`` and ``<!-- end -->``
-of the document come the tables of ``NAME.json``, with what they were measured on.
+Without files, all of benchmarks/results. In the place ``NAME`` of the document (between the marks
+``<!-- begin NAME -->`` and ``<!-- end NAME -->``) come the tables of ``NAME.json``, with what they
+were measured on.
 """
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import RESULTS, shown
+from ldm.evaluation.pages import filled, places
 from ldm.inference import ROOT
 
 DOCUMENT = ROOT / "docs" / "performance.md"
-PLACE = re.compile(r"(<!-- (\w+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -44,16 +44,6 @@ def section(result: Mapping[str, Any]) -> str:
     return "".join(said) + "\n"
 
 
-def filled(text: str, results: Mapping[str, Mapping[str, Any]]) -> str:
-    """The document with the tables of `results` in their places; other places stay."""
-
-    def put(found: re.Match[str]) -> str:
-        begin, name, before, end = found.groups()
-        return begin + (section(results[name]) if name in results else before) + end
-
-    return PLACE.sub(put, text)
-
-
 def main() -> int:
     """Read the results and rewrite the document."""
     options = argparse.ArgumentParser(
@@ -65,9 +55,9 @@ def main() -> int:
     files = chosen.results or sorted(RESULTS.glob("*.json"))
     results = {file.stem: json.loads(file.read_text()) for file in files}
     text = chosen.document.read_text()
-    places = {name for _, name, _, _ in PLACE.findall(text)}
-    chosen.document.write_text(filled(text, results))
-    print(f"{chosen.document}: filled in {', '.join(sorted(places & results.keys())) or 'nothing'}")
+    known = {name: section(results[name]) for name in places(text) if name in results}
+    chosen.document.write_text(filled(text, known))
+    print(f"{chosen.document}: filled in {', '.join(known) or 'nothing'}")
     return 0
 
 

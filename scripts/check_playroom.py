@@ -5,9 +5,11 @@
     python scripts/check_playroom.py --stages samples --captions 1000 --steps 50
     python scripts/check_playroom.py --inversion
     python scripts/check_playroom.py --against models/ldm/playroom/figures.json
+    python scripts/check_playroom.py --card models/ldm/playroom/README.md
 
-Writes figures.json, figures.md and samples.png to --out. With --against, the figures are compared
-with those of a file; the exit code is 1 when the 95% intervals of one do not meet.
+Writes figures.json, figures.md and samples.png to --out. With --card, the tables of a model card
+are filled in, and figures.json beside it takes the new figures. With --against, the figures are
+compared with those of a file; the exit code is 1 when the 95% intervals of one do not meet.
 """
 
 import argparse
@@ -37,7 +39,14 @@ from ldm.evaluation.playroom import (
     reconstruction,
     sampled,
 )
-from ldm.evaluation.playroom_card import Figures, differences, markdown, read_figures, write_figures
+from ldm.evaluation.playroom_card import (
+    Figures,
+    differences,
+    markdown,
+    read_figures,
+    update_card,
+    write_figures,
+)
 from ldm.evaluation.playroom_words import measure, pooled, trials, write_pictures
 from ldm.evaluation.tables.bank import WordBank, first_vectors
 from ldm.inference import SAMPLERS, SamplingOptions, load_model, rooted, sample_latents
@@ -61,6 +70,18 @@ PROMPTS = (
     "a photo of watermelon on the beach",
     "a photo of a white fox in the snow",
 )
+#: What is written beside the figures of a stage: how they were measured.
+NOTED = (
+    "scenes",
+    "judged",
+    "captions",
+    "steps",
+    "scale",
+    "sampler",
+    "precision",
+    "word_steps",
+    "word_samples",
+)
 #: Judged scenes are this far from those that the judge was trained on.
 JUDGE_SEED = 4000
 
@@ -75,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--inversion", action="store_true", help="learn single words too (the stage words)")
     add("--out", type=Path, default=Path("outputs/playroom"), metavar="FOLDER")
     add("--against", type=Path, metavar="FILE", help="figures to compare with")
+    add("--card", type=present, metavar="PAGE", help="a model card to put the figures into")
     add("--ckpt_path", default=None, help="weights (default: those that ship with the project)")
     add("--config", default="configs/backbones/playroom.yaml")
     add("--judge", type=Path, default=None, help="weights of another judge")
@@ -103,6 +125,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
     return int(text)
+
+
+def present(text: str) -> Path:
+    """A file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text!r}")
+    return Path(text)
 
 
 def resolutions_of(model: Any, options: argparse.Namespace) -> dict[str, tuple[int, ...]]:
@@ -270,24 +299,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     judge = load_judge(options.judge, options.device)
     options.out.mkdir(parents=True, exist_ok=True)
     figures: Figures = {}
-    notes = {
-        name: getattr(options, name)
-        for name in (
-            "scenes",
-            "judged",
-            "captions",
-            "steps",
-            "scale",
-            "sampler",
-            "precision",
-            "word_steps",
-        )
-    }
+    notes = {name: getattr(options, name) for name in NOTED}
     for stage in stages:
         figures |= RUN[stage](model, judge, options)
-        write_figures(options.out / "figures.json", figures, notes)
+        write_figures(options.out / "figures.json", figures, dict.fromkeys(stages, notes))
     (options.out / "figures.md").write_text(markdown(figures), encoding="utf-8")
     print(markdown(figures))
+    if options.card:
+        update_card(options.card, figures, dict.fromkeys(stages, notes))
     if options.against is None:
         return 0
     found = differences(figures, read_figures(options.against)[0])

@@ -1,4 +1,4 @@
-"""The figures of the default model: as JSON, as Markdown tables, and checked against each other.
+"""The figures of the default model: as JSON, as Markdown tables, in its card, and compared.
 
 A figure's name is a path such as "samples/colours/2": what was measured, of what, and of scenes of
 how many objects.
@@ -7,17 +7,91 @@ how many objects.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import write_atomic
+from ldm.evaluation.pages import filled
 from ldm.evaluation.playroom import Mean
 
 Figures = dict[str, Mean]
 
 #: Columns that are no numbers, and their order.
 WHEN = {"before": 0, "after": 1}
+
+
+@dataclass(frozen=True)
+class CardTable:
+    """A table of the model card: figure ``row.format(column)`` in each cell, by their headings."""
+
+    columns: Mapping[str, str]
+    rows: Mapping[str, str]
+    digits: int
+
+
+_THINGS = {number: number for number in "12345"}
+#: The tables of the model card, by the names of their places.
+CARD = {
+    "samples": CardTable(
+        _THINGS,
+        {
+            "place": "samples/place/{}",
+            "all things": "samples/objects/{}",
+            "all colours, on the right thing": "samples/colours/{}",
+            "count of each": "samples/count/{}",
+            "count of each, several of a kind asked for": "samples/count, several asked/{}",
+            "relation": "samples/relation/{}",
+            "nothing else": "samples/nothing else/{}",
+            "states": "samples/states/{}",
+        },
+        digits=2,
+    ),
+    "attention": CardTable(
+        _THINGS,
+        {
+            "nouns, real renders": "attention/noun, maps 16+8/{}",
+            "nouns, maps of 16 alone": "attention/noun, maps 16/{}",
+            "nouns, maps of 8 alone": "attention/noun, maps 8/{}",
+            "colours, real renders": "attention/colour, maps 16+8/{}",
+            "other adjectives, real renders": "attention/adjective, maps 16+8/{}",
+            "nouns, samples (masks read by the judge)": "attention of samples/noun/{}",
+        },
+        digits=3,
+    ),
+    "reconstruction": CardTable(
+        {"PSNR, dB": "psnr"}, {"renders through the autoencoder": "reconstruction/{}"}, digits=1
+    ),
+    "judge": CardTable(
+        {
+            "objects": "objects",
+            "colours": "colours",
+            "states": "states",
+            "states, where there is one": "states, where there is one",
+            "counts": "counts",
+            "counts, where there are several": "counts, where there are several",
+            "relations": "relations",
+            "places": "places",
+            "mask IoU": "mask",
+        },
+        {"fresh renders": "judge/{}", "renders through the autoencoder": "judge autoencoded/{}"},
+        digits=3,
+    ),
+    "words": CardTable(
+        {
+            f"{what}, {when}": f"{measure}/{when}"
+            for what, measure in (
+                ("object seen", "found"),
+                ("IoU", "iou"),
+                ("IoU behind the colour", "iou behind colour"),
+            )
+            for when in WHEN
+        },
+        {kind: f"words/{kind}: {{}}" for kind in ("seen", "unnamed", "unseen")},
+        digits=2,
+    ),
+}
+
 TITLES = {
     "judge": "The judge on fresh renders",
     "judge autoencoded": "The judge on renders through the autoencoder",
@@ -88,12 +162,44 @@ def markdown(figures: Figures) -> str:
     return "\n".join(parts)
 
 
+def update_card(page: Path, figures: Figures, notes: Mapping[str, Any]) -> None:
+    """Put new `figures` into a model card and into the figures.json beside it.
+
+    Figures that were not measured stay; so do the notes on how they were.
+    """
+    file = page.with_name("figures.json")
+    old, told = read_figures(file) if file.is_file() else ({}, {})
+    write_figures(file, {**old, **figures}, {**told, **notes})
+    text = filled(page.read_text(encoding="utf-8"), card_tables({**old, **figures}))
+    with write_atomic(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def card_tables(figures: Figures) -> dict[str, str]:
+    """The tables of the model card for which there are figures, by the names of their places."""
+    parts = {}
+    for name, table in CARD.items():
+        cells = {
+            row: [figures.get(key.format(column)) for column in table.columns.values()]
+            for row, key in table.rows.items()
+        }
+        if any(mean is not None for row in cells.values() for mean in row):
+            lines = [["", *table.columns], ["---"] * (len(table.columns) + 1)]
+            lines += [
+                [row, *(_cell(m, table.digits) for m in means)] for row, means in cells.items()
+            ]
+            parts[name] = "\n".join(_line(line) for line in lines)
+    return parts
+
+
 def _line(cells: list[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _cell(mean: Mean | None) -> str:
+def _cell(mean: Mean | None, digits: int = 3) -> str:
     """A figure with its interval; one without spread (a time) alone."""
     if mean is None or math.isnan(mean.value):
         return "-"
-    return f"{mean.value:.3f} ± {mean.interval:.3f}" if mean.count > 1 else f"{mean.value:.3g}"
+    if mean.count < 2:
+        return f"{mean.value:.3g}"
+    return f"{mean.value:.{digits}f} ± {mean.interval:.{digits}f}"

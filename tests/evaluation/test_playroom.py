@@ -18,7 +18,14 @@ from ldm.evaluation.playroom import (
     word_positions,
     words_of,
 )
-from ldm.evaluation.playroom_card import differences, markdown, read_figures, write_figures
+from ldm.evaluation.playroom_card import (
+    CARD,
+    differences,
+    markdown,
+    read_figures,
+    update_card,
+    write_figures,
+)
 from ldm.evaluation.playroom_words import pooled, trials, write_pictures
 from ldm.inference import SamplingOptions, load_model, sample_latents
 from tests.training.toy import write_toy
@@ -121,6 +128,20 @@ class TestFigures:
         )
         assert "|  | 1 | 2 |" in text
         assert "| objects | 0.900 ± 0.020 | 0.800 ± 0.030 |" in text
+
+    def test_a_card_takes_what_was_measured_and_keeps_the_rest(self, tmp_path):
+        page = tmp_path / "README.md"
+        places = "".join(f"<!-- begin {name} -->\n<!-- end {name} -->\n" for name in CARD)
+        page.write_text(f"# Card\n{places}after\n")
+        update_card(page, {"samples/objects/2": Mean(0.78, 0.06, 200)}, {"samples": {"steps": 50}})
+        update_card(page, {"judge/objects": Mean(0.976, 0.007, 1000)}, {"judge": {"judged": 500}})
+        text = page.read_text()
+        assert "| all things | - | 0.78 ± 0.06 | - | - | - |" in text
+        assert "| fresh renders | 0.976 ± 0.007 | - |" in text
+        assert "begin words -->\n<!-- end words" in text
+        figures, notes = read_figures(tmp_path / "figures.json")
+        assert set(figures) == {"samples/objects/2", "judge/objects"}
+        assert notes == {"samples": {"steps": 50}, "judge": {"judged": 500}}
 
     def test_shares_leave_out_what_was_not_asked(self):
         assert Mean.share([True, None, False]).count == 2

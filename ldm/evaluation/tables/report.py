@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldm.checkpoint import write_atomic
+from ldm.evaluation.pages import filled
 from ldm.evaluation.tables.grid import Arm, Experiment, Row
 from ldm.evaluation.tables.questions import Answer, Interval, answers, values_of
 from ldm.visual import GREY, INK, WORD_COLOURS
@@ -180,18 +181,9 @@ def write_report(
 
 
 def fill_page(page: Path, experiment: Experiment, text: str) -> None:
-    """Put an experiment's tables into a page of Markdown, between its marks.
-
-    The marks are comments, ``<!-- begin mcpl-arms -->`` and ``<!-- end mcpl-arms -->``; a page
-    without them gets them at its end.
-    """
-    begin, end = (f"<!-- {edge} {experiment.name} -->" for edge in ("begin", "end"))
-    old = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if begin not in old or end not in old:
-        old = f"{old.rstrip()}\n\n{begin}\n{end}\n".lstrip()
-    head, rest = old.split(begin, 1)
+    """Put an experiment's tables into their place in a page of Markdown (see `pages`)."""
     lines = [f"##{line}" if line.startswith("#") else line for line in text.splitlines()]
     body = "\n".join(lines).replace(f"({experiment.name}.png)", f"(figures/{experiment.name}.png)")
+    old = page.read_text(encoding="utf-8") if page.is_file() else ""
     with write_atomic(page) as temporary:
-        told = f"{head}{begin}\n{body}\n{end}{rest.split(end, 1)[1]}"
-        Path(temporary).write_text(told, encoding="utf-8")
+        Path(temporary).write_text(filled(old, {experiment.name: body}), encoding="utf-8")
