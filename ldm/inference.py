@@ -113,6 +113,11 @@ def read_model_config(path: str | Path) -> DictConfig:
     return config.model
 
 
+def shipped_weights() -> str:
+    """The weights that ship with the project, as a path from its root."""
+    return str(OmegaConf.load(rooted(CONFIG_OF_WIDTH[128])).backbone.weights)
+
+
 def load_model(
     weights: str | Path | None = None,
     config: str | Path | None = None,
@@ -129,8 +134,7 @@ def load_model(
         FileNotFoundError: when there is no such file.
     """
     if weights is None:
-        backbone = OmegaConf.load(rooted(CONFIG_OF_WIDTH[128])).backbone
-        weights, config = rooted(backbone.weights), config or CONFIG_OF_WIDTH[128]
+        weights, config = shipped_weights(), config or CONFIG_OF_WIDTH[128]
     state = read_state_dict(rooted(weights))
     if config is None:
         width = context_width(state)

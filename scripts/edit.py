@@ -24,6 +24,7 @@ from ldm.editing import replace_word as replaced
 from ldm.editing.edit import METHODS, Edited
 from ldm.editing.inversion import fit_image, picture_size
 from ldm.inference import SamplingOptions, latent_shape
+from ldm.models.diffusion.draws import noise_of
 from ldm.prompts.sentence import as_words
 from ldm.training.flags import add_model_flags, numbers, open_model, origin
 from ldm.visual import Cell, outline, panel, save_png, to_uint8
@@ -144,7 +145,7 @@ def change(model: Any, target: str, options: argparse.Namespace) -> Edited:
     shape = latent_shape(model, SamplingOptions(steps=options.steps, **size))
     seeds = range(options.seed, options.seed + options.n_samples)
     # The noise of a seed is that of txt2img.py, so the source is the picture known from there.
-    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    noise = [noise_of(shape, seed) for seed in seeds]
     prompts = [options.prompt] * len(noise), [target] * len(noise)
     return edit(model, *prompts, chosen, x_T=torch.stack(noise), progress=True)
 

@@ -32,6 +32,7 @@ from ldm.inference import (
     load_words,
     sample_latents,
 )
+from ldm.models.diffusion.draws import noise_of
 from ldm.prompts.spans import Caption, find_words
 from ldm.training.flags import count
 from ldm.training.sets import learn_set, set_of, words_of
@@ -167,9 +168,8 @@ def edited(model: Any, words: Sequence[str], caption: Caption, options: argparse
         options.steps, options.scale, cross=options.cross, self_attention=options.self_attention,
         blend=True,
     )  # fmt: skip
-    generator = torch.Generator().manual_seed(options.seed)
     shape = latent_shape(model, SamplingOptions())
-    noise = torch.randn(shape, generator=generator)[None].expand(len(targets), *shape)
+    noise = noise_of(shape, options.seed).expand(len(targets), *shape)
     done = edit(model, [source] * len(targets), targets, chosen, x_T=noise, progress=True)
     before, after = enlarged(to_uint8(done.source)[0]), to_uint8(done.edited)
     inside = resize(255 * done.mask[0, 0].cpu().numpy().astype(np.uint8), (TILE, TILE)) > 127

@@ -5,8 +5,9 @@
     python scripts/measure_sampling.py edits attention --run logs/RUN --run logs/OTHER
     python scripts/measure_sampling.py inversion --images FOLDER
 
-Figures are written as JSON and as tables of Markdown; what is already there of other measurements
-stays. Without --run the words of one set for each number of words are learned first.
+Figures are written as JSON and as tables of Markdown, with --page also into the places that a page
+has for them; what is already there of other measurements stays. Without --run the words of one set
+for each number of words are learned first.
 """
 
 import argparse
@@ -28,8 +29,9 @@ from ldm.data.playroom import PlayroomConcepts, get_concept_set
 from ldm.editing import EditOptions
 from ldm.editing.inversion import fit_image, picture_size
 from ldm.evaluation.editing import edit_cases, measure_edits
-from ldm.evaluation.judge import load_judge
+from ldm.evaluation.judge import WEIGHTS, load_judge
 from ldm.evaluation.localisation import word_ious, word_maps
+from ldm.evaluation.pages import fill, table
 from ldm.evaluation.playroom import Mean, fresh_scenes
 from ldm.evaluation.samplers import (
     Setting,
@@ -38,7 +40,8 @@ from ldm.evaluation.samplers import (
     draw,
     measure_inversion,
 )
-from ldm.inference import SAMPLERS, load_model, load_words
+from ldm.evaluation.tables.grid import file_digest
+from ldm.inference import SAMPLERS, load_model, load_words, rooted, shipped_weights
 from ldm.training.flags import count, numbers
 from ldm.training.sets import learn_set, set_of, words_of
 
@@ -224,10 +227,19 @@ def markdown(kept: dict[str, Any]) -> str:
     for name, entry in kept.items():
         heads, *body = entry["table"]
         title = (MEASURES[name].__doc__ or name).splitlines()[0].rstrip(".")
-        rows = [heads, ["---"] * len(heads), *body]
-        page += [f"## {title}", "", *("| " + " | ".join(row) + " |" for row in rows), ""]
+        page += [f"## {title}", "", *table(heads, body), ""]
         page += [" ".join(f"{key} {value}" for key, value in entry["settings"].items()), ""]
     return "\n".join(page)
+
+
+def section(measured: Measured, options: argparse.Namespace) -> str:
+    """A measurement's table, and what was measured by what."""
+    heads, *rows = measured[1]
+    facts = [
+        f"* model: {shipped_weights()} ({file_digest(rooted(shipped_weights()))})",
+        f"* judge: {file_digest(options.judge or WEIGHTS)}",
+    ]
+    return "\n".join([*facts, "", *table(heads, rows)])
 
 
 def keep(folder: Path, name: str, measured: Measured, settings: dict[str, Any]) -> None:
@@ -248,6 +260,7 @@ def build_parser() -> argparse.ArgumentParser:
     # fmt: off
     add("what", nargs="*", metavar="WHAT", help=f"any of {', '.join(MEASURES)}; default: all")
     add("--outdir", default="outputs/measures", help="where figures are written")
+    add("--page", type=Path, metavar="FILE", help="a page of Markdown to put the tables into")
     add("--run", action="append", default=[], metavar="FOLDER", help="a finished run; repeat")
     add("--train_steps", type=count, default=400, help="training steps, without --run")
     add("--judge", metavar="FILE", help="weights of the judge; default: those that ship")
@@ -284,6 +297,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(options.outdir)
         folder.mkdir(parents=True, exist_ok=True)
         given = {key: value for key, value in vars(options).items() if value not in ([], None)}
+        given.pop("page", None)
         settings = given | {"outdir": folder.name, "threads": torch.get_num_threads()}
         settings |= {"run": [Path(run).name for run in options.run], "machine": platform.machine()}
         for name in options.what or MEASURES:
@@ -291,6 +305,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
                 measured = MEASURES[name](model, options)
             keep(folder, name, measured, {**settings, "what": name})
+            if options.page:
+                fill(options.page, {f"measure-{name}": section(measured, options)})
             for row in measured[1]:
                 print("  ".join(row))
     except (ValueError, OSError) as error:

@@ -15,7 +15,8 @@ from ldm.data.playroom.splits import is_named
 from ldm.editing import EditOptions, edit, replace_word
 from ldm.evaluation.judge import Reading
 from ldm.evaluation.playroom import Mean
-from ldm.evaluation.samplers import Reader, batches, noise_of
+from ldm.evaluation.samplers import Reader, batches
+from ldm.models.diffusion.draws import noise_of
 from ldm.util import progress_bar
 
 RELATIONS = ("on", "beside", "and")

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.concepts.recorder import WordAttention
+from ldm.models.diffusion.draws import noise_of
 from ldm.modules.attention_control import controlling
 
 #: Timesteps at which pictures are noised, as shares of the schedule.
@@ -58,8 +59,7 @@ def record_noised(
     seed: int = 0,
 ) -> None:
     """Let `recorder` watch the network on `latents` noised at several levels (see `word_maps`)."""
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(latents.shape, generator=generator).to(latents)
+    noise = noise_of(latents.shape, seed).to(latents)
     with controlling(model.model.diffusion_model, recorder):
         for share in shares:
             step = min(int(share * model.num_timesteps), model.num_timesteps - 1)

@@ -4,7 +4,10 @@ The marks are comments, ``<!-- begin mcpl-arms -->`` and ``<!-- end mcpl-arms --
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ldm.checkpoint import write_atomic
 
 _PLACE = re.compile(r"<!-- begin (?P<name>[\w-]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
 
@@ -22,6 +25,18 @@ def filled(text: str, parts: Mapping[str, str]) -> str:
     written = _PLACE.sub(lambda found: _place(found["name"], parts) or found[0], text)
     missing = [_place(name, parts) for name in parts if name not in places(text)]
     return "\n\n".join([written.rstrip(), *missing]).lstrip() + "\n" if missing else written
+
+
+def fill(page: Path, parts: Mapping[str, str]) -> None:
+    """Put `parts` into their places in the file `page`, which need not exist yet."""
+    old = page.read_text(encoding="utf-8") if page.is_file() else ""
+    with write_atomic(page) as temporary:
+        Path(temporary).write_text(filled(old, parts), encoding="utf-8")
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
 
 
 def _place(name: str, parts: Mapping[str, str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import write_atomic
-from ldm.evaluation.pages import filled
+from ldm.evaluation.pages import fill, table
 from ldm.evaluation.playroom import Mean
 
 Figures = dict[str, Mean]
@@ -149,16 +149,8 @@ def markdown(figures: Figures) -> str:
         columns = sorted(
             {c for row in rows.values() for c in row}, key=lambda c: (WHEN.get(c, 0), c)
         )
-        parts += [
-            f"### {TITLES.get(kind, kind)}",
-            "",
-            _line(["", *columns]),
-            "|---" * (len(columns) + 1) + "|",
-        ]
-        parts += [
-            _line([row, *(_cell(cells.get(c)) for c in columns)]) for row, cells in rows.items()
-        ]
-        parts.append("")
+        lines = [[row, *(_cell(cells.get(c)) for c in columns)] for row, cells in rows.items()]
+        parts += [f"### {TITLES.get(kind, kind)}", "", *table(["", *columns], lines), ""]
     return "\n".join(parts)
 
 
@@ -170,30 +162,20 @@ def update_card(page: Path, figures: Figures, notes: Mapping[str, Any]) -> None:
     file = page.with_name("figures.json")
     old, told = read_figures(file) if file.is_file() else ({}, {})
     write_figures(file, {**old, **figures}, {**told, **notes})
-    text = filled(page.read_text(encoding="utf-8"), card_tables({**old, **figures}))
-    with write_atomic(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    fill(page, card_tables({**old, **figures}))
 
 
 def card_tables(figures: Figures) -> dict[str, str]:
     """The tables of the model card for which there are figures, by the names of their places."""
     parts = {}
-    for name, table in CARD.items():
-        cells = {
-            row: [figures.get(key.format(column)) for column in table.columns.values()]
-            for row, key in table.rows.items()
-        }
-        if any(mean is not None for row in cells.values() for mean in row):
-            lines = [["", *table.columns], ["---"] * (len(table.columns) + 1)]
-            lines += [
-                [row, *(_cell(m, table.digits) for m in means)] for row, means in cells.items()
-            ]
-            parts[name] = "\n".join(_line(line) for line in lines)
+    for name, told in CARD.items():
+        rows = [
+            [row, *(_cell(figures.get(key.format(c)), told.digits) for c in told.columns.values())]
+            for row, key in told.rows.items()
+        ]
+        if any(cell != "-" for row in rows for cell in row[1:]):
+            parts[name] = "\n".join(table(["", *told.columns], rows))
     return parts
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _cell(mean: Mean | None, digits: int = 3) -> str:

@@ -15,6 +15,7 @@ from ldm.evaluation.judge import Reading
 from ldm.evaluation.playroom import Mean
 from ldm.models.autoencoder import psnr
 from ldm.models.diffusion.ddim import DDIMSampler
+from ldm.models.diffusion.draws import noise_of
 from ldm.models.diffusion.sampler import Sampler
 from ldm.util import progress_bar
 
@@ -72,11 +73,6 @@ def draw(
         found.append(latents.cpu())
         spent += time.perf_counter() - began
     return Drawings(torch.cat(found), spent / len(prompts))
-
-
-def noise_of(shape: Sequence[int], seed: int) -> Tensor:
-    """Standard normal noise of `shape` that depends on `seed` alone."""
-    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
 
 
 def batches(count: int, size: int) -> Iterator[slice]:

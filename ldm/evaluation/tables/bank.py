@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from ldm.data.playroom.objects import OBJECTS
 from ldm.data.playroom.splits import is_named
 from ldm.evaluation.localisation import word_maps
-from ldm.evaluation.samplers import batches, noise_of
+from ldm.evaluation.samplers import batches
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
+from ldm.models.diffusion.draws import noise_of
 from ldm.modules.embedding_manager import EmbeddingManager, initial_vectors
 from ldm.prompts.sentence import RANDOM, LearnableWord, Sentence
 from ldm.prompts.spans import Caption

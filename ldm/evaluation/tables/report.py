@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldm.checkpoint import write_atomic
-from ldm.evaluation.pages import filled
+from ldm.evaluation.pages import fill, table
 from ldm.evaluation.tables.grid import Arm, Experiment, Row
 from ldm.evaluation.tables.questions import Answer, Interval, answers, values_of
 from ldm.visual import GREY, INK, WORD_COLOURS
@@ -33,12 +33,6 @@ def shown(experiment: Experiment) -> list[Arm]:
     return [arm for arm in experiment.arms if arm.shown]
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    rows = [heads, ["---"] * len(heads), *lines]
-    return ["| " + " | ".join(row) + " |" for row in rows]
-
-
 def markdown(experiment: Experiment, rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     """A page: what was done, a table for each group of sets, the questions and their answers."""
     found = figures(experiment, rows)
@@ -59,7 +53,7 @@ def markdown(experiment: Experiment, rows: Sequence[Row], facts: Mapping[str, An
             count = max((cell.count for cell in cells), default=0)
             told = [str(experiment.paper.get(arm.name, {}).get(key, "-")) for key in paper]
             body.append([arm.label or arm.name, str(count), *map(str, cells), *told])
-        lines += [*_table(["arm", "runs", *experiment.columns.values(), *paper], body), ""]
+        lines += [*table(["arm", "runs", *experiment.columns.values(), *paper], body), ""]
     lines += _questions(experiment, answers(experiment, rows))
     return "\n".join(lines) + f"![{experiment.title}]({experiment.name}.png)\n"
 
@@ -78,7 +72,7 @@ def _questions(experiment: Experiment, found: Sequence[Answer]) -> list[str]:
         "Differences are taken between runs on the same pictures. *Yes* and *no* need the whole "
         "95% interval on one side of 0."
     )
-    return ["## Questions", "", *_table(heads, body), "", note, ""]
+    return ["## Questions", "", *table(heads, body), "", note, ""]
 
 
 def document(
@@ -184,6 +178,4 @@ def fill_page(page: Path, experiment: Experiment, text: str) -> None:
     """Put an experiment's tables into their place in a page of Markdown (see `pages`)."""
     lines = [f"##{line}" if line.startswith("#") else line for line in text.splitlines()]
     body = "\n".join(lines).replace(f"({experiment.name}.png)", f"(figures/{experiment.name}.png)")
-    old = page.read_text(encoding="utf-8") if page.is_file() else ""
-    with write_atomic(page) as temporary:
-        Path(temporary).write_text(filled(old, {experiment.name: body}), encoding="utf-8")
+    fill(page, {experiment.name: body})

@@ -56,6 +56,11 @@ def draw(
     return Draws(torch.stack(drawn).to(device, non_blocking=True), noise[0], noise[1])
 
 
+def noise_of(shape: Sequence[int], seed: int) -> Tensor:
+    """Standard normal noise of `shape` that depends on `seed` alone: that of a sample."""
+    return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
+
+
 def draw_timesteps(
     timesteps: int,
     weights: Tensor | None,

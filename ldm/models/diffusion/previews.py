@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm.concepts.recorder import WordAttention, named_positions
 from ldm.models.diffusion.base import DDPM
+from ldm.models.diffusion.draws import noise_of
 from ldm.modules.attention_control import controlling
 from ldm.prompts.spans import written_words
 
@@ -56,7 +57,7 @@ def preview(model: Any, batch: Mapping[str, Any], wanted: Preview) -> dict[str, 
                 "unconditional_guidance_scale": wanted.scale,
                 "unconditional_conditioning": model.get_learned_conditioning([""] * len(z)),
             }
-        x_T = torch.randn(z.shape, generator=torch.Generator().manual_seed(wanted.seed)).to(z)
+        x_T = noise_of(z.shape, wanted.seed).to(z)
         recorder = _caption_recorder(model, condition) if prompts else None
         with controlling(model.model.diffusion_model, recorder):
             samples, _ = model.sample_log(
