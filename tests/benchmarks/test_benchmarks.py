@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks import memory, report, sampling, step, workload
+from benchmarks import memory, report, sampling, scenes, step, workload
 from benchmarks.harness import Case, Clock, Timing, flops, saved_bytes, side_by_side, summarise
 from benchmarks.workload import Workload, taken_apart
 from ldm.evaluation.pages import filled
@@ -158,6 +158,19 @@ def test_benchmark_from_the_command_line(benchmark, toy, tmp_path, monkeypatch, 
     assert document.endswith(f"<!-- end {name} -->\nafter\n")
     assert "old" not in document
     assert "| float32 |" in document
+
+
+def test_scenes_a_second_are_those_of_the_times(tmp_path, monkeypatch):
+    file = tmp_path / "scenes.json"
+    monkeypatch.setattr(scenes, "SIZES", (16, 32))
+    monkeypatch.setattr(scenes, "WORKERS", (0,))
+    arguments = ["scenes", "--batch", "2", "--rounds", "1", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    assert scenes.main() == 0
+    tables = json.loads(file.read_text())["tables"]
+    for title, count in (("one process", 2), ("loaders", 16)):
+        for timing, rate in zip(tables[title], tables[f"{title}, rates"], strict=True):
+            assert rate["scenes_a_second"] == pytest.approx(count / timing["seconds"])
 
 
 def test_a_card_is_large_enough_or_not():
