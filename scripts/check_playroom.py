@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--judged", type=positive, default=2000, help="renders for the judge to read")
     add("--captions", type=positive, default=1000, help="captions to sample, in all")
     add("--steps", type=positive, default=50)
-    add("--scale", type=float, default=3.0)
+    add("--scale", type=float, default=4.0)
     add("--sampler", choices=tuple(SAMPLERS), default="ddim")
     add("--maps", nargs="+", type=positive, metavar="SIZE",
         help="sizes of attention maps to average (default: the model's)")
