@@ -30,7 +30,10 @@ def test_the_quick_stages_leave_figures_and_compare_with_themselves(quick, tmp_p
     stages = ["--stages", "judge", "samples"]
     assert main([*quick, *stages]) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
-    assert written["measured"]["steps"] == 2
+    assert {stage: told["steps"] for stage, told in written["measured"].items()} == {
+        "judge": 2,
+        "samples": 2,
+    }
     assert written["figures"]["samples/objects/2"]["count"] == 2
     assert "judge autoencoded/places" in written["figures"]
     card = tmp_path / "card.json"
@@ -43,7 +46,18 @@ def test_the_quick_stages_leave_figures_and_compare_with_themselves(quick, tmp_p
     assert "judge/places" in capsys.readouterr().out
 
 
-def test_nonsense_is_refused(quick):
+def test_a_card_is_filled_in(quick, tmp_path):
+    page = tmp_path / "card" / "README.md"
+    page.parent.mkdir()
+    page.write_text("# Card\n\n<!-- begin judge -->\n<!-- end judge -->\n")
+    assert main([*quick, "--stages", "judge", "--card", str(page)]) == 0
+    assert "| fresh renders | " in page.read_text()
+    assert "judge/objects" in json.loads(page.with_name("figures.json").read_text())["figures"]
+
+
+def test_nonsense_is_refused(quick, tmp_path):
+    with pytest.raises(SystemExit):
+        main([*quick, "--card", str(tmp_path / "nowhere.md")])
     with pytest.raises(SystemExit):
         main([*quick, "--scenes", "0"])
     with pytest.raises(SystemExit):
