@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from ldm.checkpoint import load_with_report, read_state_dict
+from ldm.config_files import over_backbone, read_yaml
 from ldm.editing.attend_excite import ExcitedSampler, ExciteOptions
 from ldm.models.diffusion.ancestral import sample_ddpm
 from ldm.models.diffusion.ddim import DDIMSampler
@@ -22,7 +23,6 @@ from ldm.models.diffusion.sampler import Sampler
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.modules.word_files import Renames, read_words
 from ldm.prompts.sentence import RANDOM, LearnableWord
-from ldm.training.config import put_backbone_under, read_yaml
 from ldm.util import freeze, instantiate_from_config
 
 logger = logging.getLogger(__name__)
@@ -103,7 +103,7 @@ def read_model_config(path: str | Path) -> DictConfig:
         ValueError: when there is no such file, or it is no YAML, or it describes no model.
     """
     path = rooted(path)
-    config = put_backbone_under(read_yaml(path))
+    config = over_backbone(read_yaml(path))
     if "model" not in config:
         raise ValueError(
             f"{path} describes no model: expected a top-level key 'model' or 'backbone'"

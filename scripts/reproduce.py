@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ldm.errors import UserError
 from ldm.evaluation import judge
 from ldm.evaluation.tables.grid import (
     Experiment,
@@ -39,7 +40,6 @@ from ldm.evaluation.tables.report import fill_page, markdown, write_report
 from ldm.inference import rooted
 from ldm.training.cli import parse
 from ldm.training.config import load_config
-from ldm.training.errors import UserError
 from ldm.training.main import quiet
 from ldm.training.packed import Job, learn_many
 from ldm.training.run import build_model, given_weights, limit_threads
@@ -144,11 +144,16 @@ def reproduce(experiment: Experiment, options: argparse.Namespace) -> list[Path]
     root = options.out / "quick" if options.quick else options.out
     workshop = Workshop(options.pack)
     config = workshop.configure(experiment.base, experiment.overrides)
-    weights = file_digest(rooted(given_weights(config)))
+    given = given_weights(config)
+    if given is None:
+        raise UserError(
+            f"{experiment.name} has no weights: give weights=FILE, or a backbone that names some"
+        )
+    weights = file_digest(rooted(given))
     family = make_family(experiment, measuring_model(config, options.device), root / "pictures")
     place = Place(root, workshop, weights, file_digest(judge.WEIGHTS), options.pack)
     rows = carry_out(experiment, family, place)
-    facts = {"model": f"{given_weights(config)} ({weights})", "judge": place.settings}
+    facts = {"model": f"{given} ({weights})", "judge": place.settings}
     written = write_report(experiment, rows, root, facts)
     if options.page is not None:
         figure = options.page.parent / "figures" / written[2].name

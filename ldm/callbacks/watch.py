@@ -16,10 +16,10 @@ from pytorch_lightning.callbacks import Callback
 from ldm.callbacks.folders import run_root
 from ldm.callbacks.images import previewing, show_live
 from ldm.callbacks.words import words_folder
+from ldm.evaluation.looking import Looker
 from ldm.evaluation.looks import SavedLook, Shown, forget_looks
 from ldm.evaluation.panels import attention_panel, samples_panel
-from ldm.training.looking import Looker
-from ldm.training.pictures import Pictures
+from ldm.evaluation.pictures import Pictures
 
 logger = logging.getLogger(__name__)
 

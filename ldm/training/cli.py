@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ldm.training.errors import UserError
+from ldm.errors import UserError
 
 #: Correct spelling of each flag -> the released spelling, both accepted.
 MCPL_WORD_LISTS = {

@@ -1,21 +1,19 @@
-"""From configuration files and flags to one resolved configuration."""
+"""From a command line to one resolved configuration."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.config_files import merge_files, over_backbone, read_backbone
+from ldm.errors import UserError
 from ldm.training.cli import Options
-from ldm.training.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-#: Folder of the backbone files that ``backbone: <name>`` refers to.
-BACKBONES = Path(__file__).resolve().parents[2] / "configs" / "backbones"
 
 #: How a drawn set is named where a folder is expected, and the dataset it stands for.
 DRAWN, CONCEPT_SET = "playroom:", "ldm.data.playroom.PlayroomConcepts"
@@ -25,75 +23,6 @@ KEPT_OPTIONS = (
 )  # fmt: skip
 
 MCPL_TARGET = "ldm.models.diffusion.mcpl.MCPL"
-
-
-def read_yaml(path: str | Path, above: tuple[Path, ...] = ()) -> DictConfig:
-    """One configuration file, laid over the file that its key ``base`` names, if it has one.
-
-    That file is looked for in the same folder. `above` are the files that led here.
-
-    Raises:
-        UserError: naming the file, and for YAML errors the line.
-    """
-    path = Path(path)
-    if path.resolve() in above:
-        raise UserError(f"{path} is its own base: {' > '.join(p.name for p in above)}")
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; in that folder: {', '.join(near[:8])}" if near else ""
-        raise UserError(f"configuration file {path} does not exist{hint}")
-    try:
-        config = OmegaConf.load(path)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(config, DictConfig):
-        raise UserError(f"{path} must hold a mapping such as 'model: ...', not a list or a value")
-    if "base" not in config:
-        return config
-    under = read_yaml(path.parent / str(config.pop("base")), (*above, path.resolve()))
-    return _over(under, config)
-
-
-def _over(under: DictConfig, config: DictConfig) -> DictConfig:
-    """`config` laid over `under`; of two backbones the upper one counts, whole."""
-    if "backbone" in config and "backbone" in under:
-        del under["backbone"]
-    return OmegaConf.merge(under, config)
-
-
-def merge_files(paths: Sequence[str | Path]) -> DictConfig:
-    """Files merged left to right; of several backbones the last one counts, whole."""
-    merged = OmegaConf.create()
-    for path in paths:
-        merged = _over(merged, read_yaml(path))
-    return merged
-
-
-def read_backbone(name: str) -> DictConfig:
-    """The backbone that is called `name`, or that the file `name` describes.
-
-    Raises:
-        UserError: when there is none.
-    """
-    known = sorted(path.stem for path in BACKBONES.glob("*.yaml"))
-    path = BACKBONES / f"{name}.yaml" if name in known else Path(name)
-    if not path.is_file():
-        raise UserError(f"backbone {name!r} is no file, and none of {', '.join(known)}")
-    backbone = read_yaml(path).get("backbone")
-    if not isinstance(backbone, DictConfig):
-        raise UserError(f"{path} describes no backbone: expected a mapping 'backbone: ...'")
-    return backbone
-
-
-def put_backbone_under(config: DictConfig) -> DictConfig:
-    """Lay the backbone's model under the method's: the method's own values win."""
-    backbone = config.get("backbone")
-    if backbone is None:
-        return config
-    if isinstance(backbone, str):
-        config.backbone = backbone = read_backbone(backbone)
-    under = OmegaConf.create({"model": backbone.get("model", {}), "data": backbone.get("data", {})})
-    return OmegaConf.merge(under, config)
 
 
 def load_config(options: Options) -> DictConfig:
@@ -115,7 +44,7 @@ def load_config(options: Options) -> DictConfig:
         config.backbone = overrides.pop("backbone")
     if isinstance(config.get("backbone"), str):
         config.backbone = read_backbone(config.backbone)
-    config = put_backbone_under(OmegaConf.merge(config, overrides))
+    config = over_backbone(cast(DictConfig, OmegaConf.merge(config, overrides)))
     if "model" not in config or "target" not in config.model:
         raise UserError(f"no 'model' with a 'target' in {', '.join(map(str, flags.base))}")
     _apply_concept_flags(config, flags)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from ldm.training.errors import UserError
+from ldm.errors import UserError
 
 #: Files that are the fruit of a run: a folder with one of them is never taken away.
 FRUIT = (".ckpt", ".pt", ".safetensors", ".png", ".csv")
@@ -61,7 +61,7 @@ def run_folder(flags: Any) -> Iterator[RunFolder]:
     if flags.resume:
         yield _resumed(Path(flags.resume), now)
         return
-    if rank_zero_only.rank:
+    if getattr(rank_zero_only, "rank", 0):
         yield RunFolder(_named(flags, now), now)
         return
     logs_are_new = not Path(flags.logdir).exists()

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from ldm.training.errors import UserError
+from ldm.errors import UserError
 
 #: Options of the C library's ``mallopt``, and values for them: blocks below a gigabyte come from
 #: the heap, and the heap is given back only when two gigabytes of it are free.

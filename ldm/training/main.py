@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.errors import UserError
 from ldm.training.cli import Options, parse
-from ldm.training.errors import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
+from ldm.errors import UserError
 from ldm.training.cli import Options
-from ldm.training.errors import UserError
 
 
 def resumed_options(options: Options) -> Options:

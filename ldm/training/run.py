@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -13,14 +13,15 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm.checkpoint import load_with_report, read_state_dict
+from ldm.data.module import DataModuleFromConfig
+from ldm.errors import UserError
+from ldm.evaluation.pictures import Pictures
 from ldm.inference import rooted
 from ldm.prompts.sentence import Sentence, apply_strategy, parse_released, parse_sentence
 from ldm.training.cli import Options
 from ldm.training.clock import seconds_running
-from ldm.training.errors import UserError
 from ldm.training.folder import RunFolder, run_folder
 from ldm.training.host import keep_freed_memory, settle
-from ldm.training.pictures import Pictures
 from ldm.training.summary import Summary, log_table
 from ldm.training.trainer import build_trainer
 from ldm.training.words import check_words, learn_words
@@ -38,7 +39,7 @@ def concept_sentence(config: DictConfig) -> Sentence | None:
     Without a part ``concept``, the placeholder of a public ``personalization_config`` is the
     sentence.
     """
-    concept = config.get("concept") or {}
+    concept = config.get("concept") or OmegaConf.create()
     if concept.get("sentence") is not None:
         sentence = parse_sentence(concept.sentence)
         return apply_strategy(sentence, concept.get("strategy", "one"))
@@ -68,7 +69,8 @@ def build_model(config: DictConfig) -> pl.LightningModule:
         ValueError: when the weights are of another architecture, or the class takes no such params.
     """
     with _telling("model", config.model.target):
-        model = instantiate_from_config(OmegaConf.to_container(config.model, resolve=True))
+        described = cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True))
+        model = instantiate_from_config(described)
     model.seed = config.seed
     weights = given_weights(config)
     if weights:
@@ -82,13 +84,13 @@ def given_weights(config: DictConfig) -> str | None:
     return config.get("weights", OmegaConf.select(config, "backbone.weights"))
 
 
-def build_data(config: DictConfig, sentence: Sentence | None) -> pl.LightningDataModule:
+def build_data(config: DictConfig, sentence: Sentence | None) -> DataModuleFromConfig:
     """The data module; its training set says the sentences, if it is for learning words.
 
     Raises:
         ValueError: for bad pictures or sentences, or when a class takes no such params.
     """
-    data = OmegaConf.to_container(config.data, resolve=True)
+    data = cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True))
     strategy = OmegaConf.select(config, "concept.strategy")
     for part in ("train", "validation"):
         entry = data["params"].get(part) or {}
@@ -139,7 +141,7 @@ def train(config: DictConfig, options: Options) -> RunFolder:
     return folder
 
 
-def read_data(config: DictConfig, sentence: Sentence | None) -> pl.LightningDataModule:
+def read_data(config: DictConfig, sentence: Sentence | None) -> DataModuleFromConfig:
     """The data of a run, found to be good, with torch's generators seeded for what follows."""
     pl.seed_everything(config.seed, workers=True, verbose=False)
     data = build_data(config, sentence)
@@ -148,7 +150,7 @@ def read_data(config: DictConfig, sentence: Sentence | None) -> pl.LightningData
 
 
 def learn(
-    config: DictConfig, data: pl.LightningDataModule, folder: RunFolder, *, test: bool = False
+    config: DictConfig, data: DataModuleFromConfig, folder: RunFolder, *, test: bool = False
 ) -> None:
     """Build the model of a run, train it on `data`, and write what it leaves to `folder`."""
     model = build_model(config)

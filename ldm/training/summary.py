@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import write_atomic
+from ldm.evaluation.looking import Looker, as_started
 from ldm.evaluation.looks import SHOWN, SavedLook, best_look, read_looks, write_json
+from ldm.evaluation.pictures import Pictures, draw
 from ldm.evaluation.report import overlap_summary, saved_steps, write_report
 from ldm.evaluation.words import report_words
 from ldm.inference import SamplingOptions
-from ldm.training.looking import Looker, as_started
-from ldm.training.pictures import Pictures, draw
 from ldm.util import progress_bar
 from ldm.visual import Cell, Heading, panel, save_png
 

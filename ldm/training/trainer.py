@@ -18,9 +18,9 @@ from ldm.callbacks import (
     SetupCallback,
     WordWatch,
 )
+from ldm.errors import UserError
+from ldm.evaluation.pictures import Pictures
 from ldm.training.clock import FirstStep
-from ldm.training.errors import UserError
-from ldm.training.pictures import Pictures
 from ldm.util import instantiate_from_config
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
+from ldm.errors import UserError
 from ldm.prompts.sentence import LearnableWord, Sentence
 from ldm.prompts.spans import find_words
-from ldm.training.errors import UserError
 from ldm.util import step_generator
 
 logger = logging.getLogger(__name__)

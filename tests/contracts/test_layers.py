@@ -10,13 +10,16 @@ REPO = Path(__file__).resolve().parents[2]
 
 #: From the bottom up. A module belongs to the longest name here that it begins with.
 LAYERS = [
-    {"ldm", "ldm.util", "ldm.checkpoint", "ldm.weight_files", "ldm.torch_file",
-     "ldm.safe_pickle", "ldm.lr_scheduler", "ldm.prompts"},
+    {"ldm", "ldm.util", "ldm.errors", "ldm.config_files", "ldm.checkpoint", "ldm.weight_files",
+     "ldm.torch_file", "ldm.safe_pickle", "ldm.lr_scheduler", "ldm.prompts"},
     {"ldm.modules", "ldm.data"},
     {"ldm.concepts"},
     {"ldm.models"},
-    {"ldm.editing", "ldm.evaluation", "ldm.visual"},
-    {"ldm.training", "ldm.callbacks", "ldm.inference"},
+    {"ldm.editing", "ldm.visual"},
+    {"ldm.inference"},
+    {"ldm.evaluation"},
+    {"ldm.callbacks"},
+    {"ldm.training"},
     {"main", "scripts", "benchmarks"},
 ]  # fmt: skip
 #: In one layer, but strangers to each other.

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from ldm.evaluation.looking import as_started
 from ldm.evaluation.probe import Probe
 from ldm.training.cli import parse
 from ldm.training.config import load_config
-from ldm.training.looking import as_started
 from ldm.training.run import build_model, concept_sentence, read_data
 from ldm.training.words import learn_words
 from tests.training.toy import write_toy

@@ -7,9 +7,9 @@ import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import read_embeddings
+from ldm.errors import UserError
 from ldm.training.cli import build_parser, parse
 from ldm.training.config import load_config
-from ldm.training.errors import UserError
 from ldm.training.run import build_data, concept_sentence
 from ldm.training.trainer import devices
 from tests.training.toy import write_images, write_model

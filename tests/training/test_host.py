@@ -9,8 +9,8 @@ from omegaconf import OmegaConf
 from benchmarks.workload import Workload
 from ldm.checkpoint import read_embeddings
 from ldm.concepts.recorder import WordAttention
+from ldm.errors import UserError
 from ldm.modules.attention_control import controlling
-from ldm.training.errors import UserError
 from ldm.training.host import keep_freed_memory, narrow_frozen, settle
 
 

@@ -2,9 +2,10 @@
 
 import pytest
 
+from ldm.config_files import read_yaml
+from ldm.errors import UserError
 from ldm.training.cli import parse
-from ldm.training.config import load_config, read_yaml
-from ldm.training.errors import UserError
+from ldm.training.config import load_config
 from ldm.training.run import build_data, concept_sentence
 from tests.contracts.published import REPO
 

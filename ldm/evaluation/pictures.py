@@ -7,10 +7,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from ldm.errors import UserError
 from ldm.inference import SamplingOptions, sample_latents
 from ldm.prompts.sentence import CONCEPT, LearnableWord
 from ldm.prompts.spans import Caption
-from ldm.training.errors import UserError
 from ldm.visual import Picture, to_uint8
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from ldm.data.playroom import CONCEPT_SETS, PlayroomConcepts
+from ldm.errors import UserError
+from ldm.evaluation.pictures import Pictures, put
 from ldm.prompts import parse_sentence
-from ldm.training.errors import UserError
-from ldm.training.pictures import Pictures, put
 
 
 @pytest.fixture

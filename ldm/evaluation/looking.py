@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from ldm.evaluation.looks import SHOWN, SavedLook, Shown
+from ldm.evaluation.pictures import Pictures, draw
 from ldm.evaluation.probe import Probe
 from ldm.evaluation.words import Overlaps, report_words, word_overlaps
 from ldm.inference import SamplingOptions
 from ldm.prompts.sentence import CONCEPT
-from ldm.training.pictures import Pictures, draw
 from ldm.visual import to_uint8
 
 #: Roles of the words that have a place in a picture.
