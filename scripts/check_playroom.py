@@ -26,12 +26,14 @@ from torch import Tensor
 
 from ldm.checkpoint import read_embeddings
 from ldm.data.playroom.labels import LabelledScenes
-from ldm.evaluation.fidelity import ASPECTS
+from ldm.data.playroom.spec import SceneSpec
+from ldm.evaluation.fidelity import ASPECTS, Fidelity, score
 from ldm.evaluation.judge import Judge, load_judge
 from ldm.evaluation.judge_accuracy import accuracy
 from ldm.evaluation.playroom import (
     Mean,
     Sample,
+    asked,
     autoencoded,
     fresh_scenes,
     localisation,
@@ -58,7 +60,7 @@ from ldm.training.run import limit_threads
 from ldm.util import progress_of
 from ldm.visual import Cell, panel, save_png, to_uint8
 
-STAGES = ("judge", "reconstruction", "attention", "samples", "grid", "words")
+STAGES = ("judge", "reconstruction", "attention", "renders", "samples", "grid", "words")
 #: One sentence for each row of the grid.
 PROMPTS = (
     "a photo of a brown teddy bear on a rolling skateboard at times square",
@@ -208,19 +210,43 @@ def check_samples(model: Any, judge: Judge, options: argparse.Namespace) -> Figu
                 model, judge, scenes, sampler(model, options), resolutions,
                 batch=options.batch, done=done,
             )  # fmt: skip
-            for aspect in (*ASPECTS, "nothing_else"):
-                values = [getattr(one, aspect) for one in found.fidelity]
-                figures[f"samples/{aspect.replace('_', ' ')}/{things}"] = Mean.share(values)
-            several = [
-                one.count
-                for one, spec in zip(found.fidelity, found.specs, strict=True)
-                if any(thing.count > 1 for thing in spec.objects)
-            ]
-            figures[f"samples/count, several asked/{things}"] = Mean.share(several)
+            figures |= shares("samples", things, found.specs, found.fidelity)
             for kind, overlaps in found.overlaps.items():
                 figures[f"attention of samples/{kind}/{things}"] = Mean.of(overlaps)
     seconds = (time.monotonic() - started) / (each * len(options.things))
     return {**dict(sorted(figures.items())), "time/seconds a sample": Mean(seconds, 0.0, 1)}
+
+
+def check_renders(model: Any, judge: Judge, options: argparse.Namespace) -> Figures:
+    """The same of the scenes' own pictures, through the autoencoder: what perfect samples reach."""
+    figures: Figures = {}
+    each = -(-options.captions // len(options.things))
+    with progress_of("renders", each * len(options.things)) as done:
+        for things in options.things:
+            scenes = fresh_scenes(each, things, masks=False)
+            specs = [asked(one) for one in scenes]
+            found = score(judge, specs, autoencoded(model, pictures(scenes)))
+            figures |= shares("renders", things, specs, found)
+            done(each)
+    return dict(sorted(figures.items()))
+
+
+def shares(
+    kind: str, things: int, specs: Sequence[SceneSpec], found: Sequence[Fidelity]
+) -> Figures:
+    """How often each thing asked for is right, in pictures of scenes of so many `things`."""
+    figures = {
+        f"{kind}/{aspect.replace('_', ' ')}/{things}": Mean.share(
+            getattr(one, aspect) for one in found
+        )
+        for aspect in (*ASPECTS, "nothing_else")
+    }
+    several = [
+        one.count
+        for one, spec in zip(found, specs, strict=True)
+        if any(thing.count > 1 for thing in spec.objects)
+    ]
+    return {**figures, f"{kind}/count, several asked/{things}": Mean.share(several)}
 
 
 def draw_grid(model: Any, judge: Judge, options: argparse.Namespace) -> Figures:
@@ -281,6 +307,7 @@ RUN = {
     "judge": check_judge,
     "reconstruction": check_reconstruction,
     "attention": check_attention,
+    "renders": check_renders,
     "samples": check_samples,
     "grid": draw_grid,
     "words": check_words,

@@ -196,7 +196,7 @@ def sampled(
         with controlling(model.model.diffusion_model, recorder):
             latents = sample(captions, first, recorder.begin_step)
         images = model.decode_first_stage(latents).float().clamp(-1, 1).cpu()
-        specs = [said(one.spec, one.caption, [o.word for o in one.objects]) for one in part]
+        specs = [asked(one) for one in part]
         readings = judge.read(images)
         relations = relations_of(judge, specs, readings, images)
         triples = zip(specs, readings, relations, strict=True)
@@ -211,6 +211,11 @@ def sampled(
         found.pictures += list(images)
         done(len(part))
     return found
+
+
+def asked(one: Scene) -> SceneSpec:
+    """What the caption of a scene asks for."""
+    return said(one.spec, one.caption, [each.word for each in one.objects])
 
 
 @torch.no_grad()

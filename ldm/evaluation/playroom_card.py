@@ -31,22 +31,24 @@ class CardTable:
 
 
 _THINGS = {number: number for number in "12345"}
+_RIGHT = {
+    "place": "place",
+    "all things": "objects",
+    "all colours, on the right thing": "colours",
+    "count of each": "count",
+    "count of each, several of a kind asked for": "count, several asked",
+    "relation": "relation",
+    "nothing else": "nothing else",
+    "states": "states",
+}
 #: The tables of the model card, by the names of their places.
 CARD = {
-    "samples": CardTable(
-        _THINGS,
-        {
-            "place": "samples/place/{}",
-            "all things": "samples/objects/{}",
-            "all colours, on the right thing": "samples/colours/{}",
-            "count of each": "samples/count/{}",
-            "count of each, several of a kind asked for": "samples/count, several asked/{}",
-            "relation": "samples/relation/{}",
-            "nothing else": "samples/nothing else/{}",
-            "states": "samples/states/{}",
-        },
-        digits=2,
-    ),
+    **{
+        kind: CardTable(
+            _THINGS, {row: f"{kind}/{name}/{{}}" for row, name in _RIGHT.items()}, digits=2
+        )
+        for kind in ("samples", "renders")
+    },
     "attention": CardTable(
         _THINGS,
         {
@@ -98,6 +100,7 @@ TITLES = {
     "reconstruction": "Reconstruction by the autoencoder",
     "attention": "IoU of words' attention with the true masks, renders",
     "attention of samples": "IoU of words' attention with the masks that the judge sees, samples",
+    "renders": "Renders through the autoencoder, read as samples are: what perfect samples reach",
     "samples": "Samples of new captions: what is right, by the number of things",
     "words": "Words by textual inversion",
 }

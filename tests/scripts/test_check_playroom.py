@@ -27,14 +27,16 @@ def quick(files, judge, tmp_path):
 
 
 def test_the_quick_stages_leave_figures_and_compare_with_themselves(quick, tmp_path, capsys):
-    stages = ["--stages", "judge", "samples"]
+    stages = ["--stages", "judge", "renders", "samples"]
     assert main([*quick, *stages]) == 0
     written = json.loads((tmp_path / "figures.json").read_text())
     assert {stage: told["steps"] for stage, told in written["measured"].items()} == {
         "judge": 2,
+        "renders": 2,
         "samples": 2,
     }
-    assert written["figures"]["samples/objects/2"]["count"] == 2
+    for kind in ("samples", "renders"):
+        assert written["figures"][f"{kind}/objects/2"]["count"] == 2
     assert "judge autoencoded/places" in written["figures"]
     card = tmp_path / "card.json"
     card.write_text(json.dumps(written))
@@ -44,6 +46,14 @@ def test_the_quick_stages_leave_figures_and_compare_with_themselves(quick, tmp_p
     capsys.readouterr()
     assert main([*quick, "--stages", "judge", "--against", str(card)]) == 1
     assert "judge/places" in capsys.readouterr().out
+
+
+def test_renders_are_read_as_what_they_show(tmp_path):
+    given = ["--stages", "renders", "--things", "1", "--captions", "24", "--device", "cpu"]
+    assert main([*given, "--out", str(tmp_path)]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    for aspect in ("objects", "colours", "place"):
+        assert figures[f"renders/{aspect}/1"]["value"] >= 0.8
 
 
 def test_a_card_is_filled_in(quick, tmp_path):
