@@ -24,7 +24,7 @@ help:
 	@echo "make gallery learn words and draw the README's picture, docs/images/teaser.png (ARGS=... is passed on)"
 	@echo "make test    lint and the whole test suite"
 	@echo "make quick   the tests that take seconds"
-	@echo "make lint    ruff check and ruff format --check"
+	@echo "make lint    ruff check, ruff format --check and mypy"
 	@echo "make format  rewrite the files as ruff wants them"
 	@echo "make venv    only create the environment in $(VENV)"
 	@echo "make clean   remove the environment and the tools' caches"
@@ -56,6 +56,7 @@ quick: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

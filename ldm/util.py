@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import isfunction
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ def default(value: T | None, fallback: T | Callable[[], T]) -> T:
     """`value` if given, else `fallback` (called if it is a function)."""
     if value is not None:
         return value
-    return fallback() if isfunction(fallback) else fallback
+    return fallback() if isfunction(fallback) else cast(T, fallback)
 
 
 def count_params(module: nn.Module) -> int:

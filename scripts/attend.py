@@ -128,9 +128,11 @@ class ChosenAttention(WordAttention):
         super().begin_step(index, conditional)
         self.asleep = self.steps is not None and not self.steps[0] <= index < self.steps[1]
 
-    def wants(self, site: AttentionSite) -> bool:
+    def wants(self, site: AttentionSite | None) -> bool:
         """Only chosen places, in chosen steps."""
-        return super().wants(site) and site.place in self.places and not self.asleep
+        if site is None or self.asleep:
+            return False
+        return super().wants(site) and site.place in self.places
 
     def observe(
         self, q: Tensor, k: Tensor, scale: float, site: AttentionSite | None, grid: Grid | None
@@ -303,10 +305,11 @@ def write(looked: Looked, sentence: str, options: argparse.Namespace) -> dict[st
     exclusive = [labels == number for number in range(1, len(names) + 1)]
     save_png(out / f"{looked.name}-labels.png", label_map(exclusive, size), note)
     save_png(out / f"{looked.name}-panel.png", sheet(looked, exclusive, sentence), note)
-    arrays = {f"map/{word}": maps.numpy() for word, maps in looked.maps.items()}
+    arrays: dict[str, Any] = {"labels": labels}
+    arrays |= {f"map/{word}": maps.numpy() for word, maps in looked.maps.items()}
     arrays |= {f"mask/{word}": mask for word, mask in masks.items()}
     with write_atomic(out / f"{looked.name}.npz") as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, labels=labels, **arrays)
+        np.savez_compressed(file, **arrays)
     summary = {
         "picture": looked.name,
         "size": {"width": size[1], "height": size[0]},

@@ -26,7 +26,7 @@ def describe(path: str | Path) -> tuple[str, list[tuple[str, ...]]]:
     starts = {}
     if Path(path).suffix == ".safetensors":
         starts = json.loads(safetensors_metadata(path).get("starts_from", "{}"))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for word, vectors in found.vectors.items():
         count, width = vectors.shape
         norm = f"{vectors.norm(dim=-1).mean():.3f}"

@@ -8,7 +8,7 @@ the gradient it would receive alone.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class TrainStep:
     captions: Sequence[Any] = ()
     tokens: Any | None = None
     attention: Any | None = None
-    embeddings: Any | None = None
+    embeddings: Any = None
     image_id: Tensor | None = None
     flip: Tensor | None = None
     run: Tensor | None = None
@@ -54,7 +54,7 @@ class TrainStep:
         weights = torch.ones_like(values) if weights is None else weights.to(values)
         if self.runs == 1:
             return ((values * weights).sum() / weights.sum().clamp(min=1e-12)).reshape(1)
-        run = self.run.to(values.device, non_blocking=True)
+        run = cast(Tensor, self.run).to(values.device, non_blocking=True)
         zeros = values.new_zeros(self.runs)
         total = zeros.index_add(0, run, values * weights)
         return total / zeros.index_add(0, run, weights).clamp(min=1e-12)

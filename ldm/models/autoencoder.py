@@ -8,7 +8,7 @@ optimizer, or with two if its loss brings a discriminator.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -44,6 +44,11 @@ class FirstStage(pl.LightningModule):
     accumulate_grad_batches = 1
     #: How much faster than the discriminator the autoencoder learns.
     lr_g_factor = 1.0
+    #: Between the networks' channels and the latent's.
+    quant_conv: nn.Conv2d
+    post_quant_conv: nn.Conv2d
+    #: The random colours of label maps, where there are some.
+    colorize: Tensor
 
     def __init__(
         self,
@@ -63,7 +68,7 @@ class FirstStage(pl.LightningModule):
         # The published VQ loss says nothing of itself but has a discriminator.
         self.adversarial = getattr(self.loss, "adversarial", hasattr(self.loss, "discriminator"))
         self.automatic_optimization = not self.adversarial
-        self.model_ema = None
+        self.model_ema: LitEma | None = None
         if colorize_nlabels is not None:
             self.register_buffer("colorize", torch.randn(3, colorize_nlabels, 1, 1))
 
@@ -98,7 +103,7 @@ class FirstStage(pl.LightningModule):
             self.post_quant_conv.parameters(),
         )
 
-    def get_last_layer(self) -> nn.Parameter:
+    def get_last_layer(self) -> Tensor:
         """The weights that make the image, by which losses are balanced."""
         return self.decoder.conv_out.weight
 
@@ -124,7 +129,7 @@ class FirstStage(pl.LightningModule):
                     optimizer.step()
                     optimizer.zero_grad()
         if update and self.scheduler_config is not None:
-            for scheduler in self.lr_schedulers():
+            for scheduler in cast(list[Any], self.lr_schedulers()):
                 scheduler.step()
         return None
 
@@ -339,7 +344,7 @@ class VQModelInterface(VQModel):
     """A VQ first stage whose latent is taken before quantisation, as diffusion models use it."""
 
     def __init__(self, embed_dim: int, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, embed_dim=embed_dim, **kwargs)
+        super().__init__(*args, embed_dim=embed_dim, **kwargs)  # type: ignore[misc]
 
     def encode(self, x: Tensor) -> Tensor:
         """The latent (b,embed_dim,h,w) of image `x` before it becomes codes."""

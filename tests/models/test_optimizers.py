@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.models.diffusion.base import DDPM
 from ldm.models.diffusion.optim import Muon, adamw, matrices, orthogonalized
 
 RATE, DECAY = 0.01, 0.1
@@ -107,3 +108,7 @@ class TestMuon:
     def test_it_is_there_only_where_it_is_asked_for(self, network):
         assert isinstance(optimizer_of(network), Muon)
         assert not isinstance(optimizer_of(network, muon=False), Muon)
+
+    def test_others_are_refused_by_name(self):
+        with pytest.raises(ValueError, match=r"optimizer 'sgd' is unknown; .*'adamw', 'muon'"):
+            DDPM({}, optimizer="sgd")

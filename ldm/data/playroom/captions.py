@@ -105,28 +105,29 @@ def _object_phrase(one: ObjectSpec, noun: str, rng: Random, true_names: bool) ->
     return phrase
 
 
-def _place_phrase(spec: SceneSpec, rng: Random) -> str:
+def _place_phrase(spec: SceneSpec, name: str, rng: Random) -> str:
     """Where: "at times square", "on a blue tablecloth", sometimes with its ground."""
-    place = PLACES[spec.place]
+    place = PLACES[name]
     if spec.ground_colour and rng.random() < 0.85:
         over = rng.choice(("on", "over"))
         return f"{over} {with_article(f'{spec.ground_colour} {place.ground}')}"
-    if spec.place == "times square" and rng.random() < 0.15:
+    if name == "times square" and rng.random() < 0.15:
         return f"over a grey road {rng.choice(place.phrases)}"
-    if spec.place == "beach" and rng.random() < 0.12:
+    if name == "beach" and rng.random() < 0.12:
         return "on the sandy beach"
-    if spec.place == "table" and rng.random() < 0.15:
+    if name == "table" and rng.random() < 0.15:
         return "on a tablecloth"
     return rng.choice(place.phrases)
 
 
 def into_template(template: str, sentence: str) -> str:
     """The sentence in the slot of a template, with one article between them, never two."""
-    if _SLOT.search(template):
+    slot = _SLOT.search(template)
+    if slot is not None:
         bare = _ARTICLE.sub("", sentence)
         if bare == sentence:
             template = _SLOT.sub("", template)
-        elif _SLOT.search(template).group(2) is None and template.count(" a {}"):
+        elif slot.group(2) is None and template.count(" a {}"):
             template = template.replace(" a {}", " {}")
             bare = sentence
         sentence = bare
@@ -150,7 +151,7 @@ def caption_for(
     ]
     sentence = _join(spec, phrases, rng)
     if spec.place is not None and rng.random() > P_NO_PLACE:
-        sentence = f"{sentence} {_place_phrase(spec, rng)}"
+        sentence = f"{sentence} {_place_phrase(spec, spec.place, rng)}"
     if templates and rng.random() < P_TEMPLATE:
         template = rng.choice(PREFIXES if rng.random() < 0.5 else IMAGENET_TEMPLATES_SMALL)
         sentence = into_template(template, sentence)

@@ -38,7 +38,8 @@ NATURAL: dict[str, RGB] = {
 
 def mix(one: RGB, other: RGB, share: float) -> RGB:
     """The colour that lies `share` of the way from one to the other."""
-    return tuple(round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
+    red, green, blue = (round(a + (b - a) * share) for a, b in zip(one, other, strict=True))
+    return red, green, blue
 
 
 @dataclass(frozen=True, slots=True)

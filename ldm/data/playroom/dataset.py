@@ -1,14 +1,16 @@
 """The world as data sets: endless random scenes to train a model on."""
 
-from collections.abc import Sequence
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ldm.data.playroom.captions import caption_for
 from ldm.data.playroom.sampling import plain_spec, sample_spec
 from ldm.data.playroom.scene import Scene, render_scene
+
+if TYPE_CHECKING:  # drawing needs no torch
+    from ldm.data.steps import StepKey
 
 SLOTS = 4096
 """Scenes are numbered step * SLOTS + slot, so that no two examples of a training share one."""
@@ -73,7 +75,7 @@ class PlayroomScenes:
     def __len__(self) -> int:
         return self.length
 
-    def index_of(self, key: int | Sequence[int]) -> tuple[int, int]:
+    def index_of(self, key: "int | StepKey") -> tuple[int, int]:
         """Seed and number of the scene that a number or a step key asks for."""
         if isinstance(key, (int, np.integer)):
             if not 0 <= key < self.length:
@@ -84,13 +86,13 @@ class PlayroomScenes:
             raise ValueError(f"slot {slot} is out of range; a step has at most {SLOTS} examples")
         return self.seed + 1_000_003 * int(getattr(key, "run", 0)), step * SLOTS + slot
 
-    def scene(self, key: int | Sequence[int]) -> Scene:
+    def scene(self, key: "int | StepKey") -> Scene:
         """The whole scene behind an example."""
         seed, index = self.index_of(key)
         return scene(seed, index, self.size, self.split, n_objects=self.n_objects,
                      templates=self.templates, plain=self.plain)  # fmt: skip
 
-    def __getitem__(self, key: int | Sequence[int]) -> dict[str, Any]:
+    def __getitem__(self, key: "int | StepKey") -> dict[str, Any]:
         seed, index = self.index_of(key)
         drawn = scene(seed, index, self.size, self.split, n_objects=self.n_objects,
                       templates=self.templates, masks=self.masks, plain=self.plain)  # fmt: skip

@@ -138,7 +138,7 @@ def render_scene(
     `masks=False` the masks are left empty, which is faster.
     """
     if spec.scan is not None:
-        return _render_scan(spec, size, caption)
+        return _render_scan(spec, spec.scan, size, caption)
     canvas = Canvas(size)
     _draw_place(canvas, spec)
     areas = _draw_objects(canvas, spec, masks)
@@ -166,11 +166,11 @@ def render_scene(
     )  # fmt: skip
 
 
-def _render_scan(spec: SceneSpec, size: int, caption: str) -> Scene:
-    image, masks = draw_scan(spec.scan, size, spec.seed)
+def _render_scan(spec: SceneSpec, scan: str, size: int, caption: str) -> Scene:
+    image, masks = draw_scan(scan, size, spec.seed)
     parts = tuple(
         ObjectInstance(name, name, None, None, None, 1, _box(mask), mask)
-        for name, mask in zip(SCANS[spec.scan].parts, masks, strict=True)
+        for name, mask in zip(SCANS[scan].parts, masks, strict=True)
     )
     return Scene(image, caption, parts, None, None, spec)
 

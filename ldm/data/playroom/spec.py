@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ldm.data.playroom.colours import COLOURS
 from ldm.data.playroom.objects import get_thing
@@ -93,7 +94,7 @@ def parse_object(text: str) -> ObjectSpec:
     """
     head, _, state = text.partition(",")
     words = head.split()
-    facts: dict[str, object] = {"state": state.strip() or None}
+    facts: dict[str, Any] = {"state": state.strip() or None}
     numbers = {word: number for number, word in COUNTS.items()}
     while len(words) > 1:
         if words[0] in numbers:

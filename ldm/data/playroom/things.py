@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ldm.data.playroom.pen import Pen
 
@@ -46,7 +47,7 @@ THINGS: dict[str, Thing] = {}
 
 
 def thing(
-    *words: str, kind: str, extent: tuple[float, float], colour: str, **facts: object
+    *words: str, kind: str, extent: tuple[float, float], colour: str, **facts: Any
 ) -> Callable[[Draw], Draw]:
     """Registers a drawing function as an object called by `words`; the first is its main word.
 

@@ -57,17 +57,21 @@ class DiffusionWrapper(pl.LightningModule):
     ) -> Tensor:
         """The U-Net's output for x (b, c, h, w) at timesteps t (b,)."""
         key = self.conditioning_key
+        beside, text = list(c_concat or ()), list(c_crossattn or ())
         if key in ("concat", "hybrid"):
-            x = torch.cat([x, *c_concat], dim=1)
+            x = torch.cat([x, *beside], dim=1)
         if key in ("crossattn", "hybrid"):
-            return self.diffusion_model(x, t, context=torch.cat(list(c_crossattn), dim=1))
+            return self.diffusion_model(x, t, context=torch.cat(text, dim=1))
         if key == "adm":
-            return self.diffusion_model(x, t, y=c_crossattn[0])
+            return self.diffusion_model(x, t, y=text[0])
         return self.diffusion_model(x, t)
 
 
 class DDPM(pl.LightningModule):
     """Denoising diffusion without a first stage: the network, the schedule, the loss."""
+
+    #: Set by whoever trains, from ``base_learning_rate``.
+    learning_rate: float
 
     def __init__(  # noqa: PLR0913, PLR0917 (the public signature)
         self,
@@ -133,7 +137,8 @@ class DDPM(pl.LightningModule):
             loss_weighting,
         )
         self.weight_decay, self.seed = weight_decay, seed
-        self.cond_stage_model: nn.Module | None = None
+        self.cond_stage_model: Any = None
+        self._objective: Objective | None = None
         self.model = DiffusionWrapper(unet_config, conditioning_key)
         logger.info("%s", describe(self.model.diffusion_model))
         self.use_ema = use_ema
@@ -147,7 +152,7 @@ class DDPM(pl.LightningModule):
         self.learn_logvar = learn_logvar
         logvar = torch.full((self.num_timesteps,), float(logvar_init))
         if learn_logvar:
-            self.logvar = nn.Parameter(logvar)
+            self.logvar: Tensor = nn.Parameter(logvar)
         else:
             self.register_buffer("logvar", logvar, persistent=False)
         if ckpt_path is not None:
@@ -237,7 +242,7 @@ class DDPM(pl.LightningModule):
     @property
     def objective(self) -> Objective:
         """The terms, built once."""
-        if getattr(self, "_objective", None) is None:
+        if self._objective is None:
             self._objective = Objective(self.terms())
         return self._objective
 
@@ -346,7 +351,7 @@ class DDPM(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW, or what `optimizer` says, over what is trained."""
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        parameters: list[Any] = [p for p in self.model.parameters() if p.requires_grad]
         if self.learn_logvar:
             parameters.append(self.logvar)
         return adamw(

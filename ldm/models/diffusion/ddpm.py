@@ -7,7 +7,7 @@ model from scratch, learns words for a frozen one (textual inversion, MCPL, Lego
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,14 +67,14 @@ class LatentDiffusion(DDPM):
             conditioning_key = "concat" if concat_mode else "crossattn"
         if num_timesteps_cond not in (None, 1):
             raise ValueError(f"num_timesteps_cond {num_timesteps_cond}: only 1 is supported")
-        super().__init__(*args, conditioning_key=conditioning_key, **kwargs)
+        super().__init__(*args, conditioning_key=conditioning_key, **kwargs)  # type: ignore[misc]
         self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
         self.concat_mode, self.cond_stage_forward = concat_mode, cond_stage_forward
         self.scale_by_std, self.mask_resolution = scale_by_std, tuple(mask_resolution)
         if scale_by_std:
             self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         else:
-            self.scale_factor = scale_factor
+            self.scale_factor: Any = scale_factor
         self.instantiate_first_stage(first_stage_config)
         self.instantiate_cond_stage(cond_stage_config)
         self.embedding_manager: EmbeddingManager | None = None
@@ -90,7 +90,7 @@ class LatentDiffusion(DDPM):
 
     def instantiate_first_stage(self, config: Mapping[str, Any]) -> None:
         """The autoencoder, frozen."""
-        self.first_stage_model = freeze(instantiate_from_config(config))
+        self.first_stage_model: Any = freeze(instantiate_from_config(config))
         logger.info("%s", describe(self.first_stage_model))
 
     def instantiate_cond_stage(self, config: Mapping[str, Any] | str) -> None:
@@ -278,11 +278,11 @@ class LatentDiffusion(DDPM):
 
     def details(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """What a batch tells the terms beside its pictures: the words, whose they are and where."""
-        captions = self._condition(batch)
+        captions, manager = self._condition(batch), cast(EmbeddingManager, self.embedding_manager)
         return {
             "captions": captions,
-            "tokens": self.cond_stage_model.tokenize(captions, self.embedding_manager.words),
-            "embeddings": self.embedding_manager,
+            "tokens": self.cond_stage_model.tokenize(captions, manager.words),
+            "embeddings": manager,
             "extras": {key: batch[key] for key in ("step", "mask") if key in batch},
             **{key: batch[key] for key in ("image_id", "flip", "run") if key in batch},
         }
@@ -316,14 +316,14 @@ class LatentDiffusion(DDPM):
 
         A trained text encoder belongs to the network; words that are learned beside it keep AdamW.
         """
-        if self.learns_words:
-            return adamw(list(self.embedding_manager.embedding_parameters()), self.learning_rate)
-        parameters = list(self.model.parameters())
+        words = self.embedding_manager
+        if words is not None and self.learns_words:
+            return adamw(list(words.embedding_parameters()), self.learning_rate)
+        parameters: list[Any] = list(self.model.parameters())
         if self.cond_stage_trainable and self.cond_stage_model is not None:
             parameters += list(self.cond_stage_model.parameters())
         if self.learn_logvar:
             parameters.append(self.logvar)
-        words = self.embedding_manager
         return adamw(
             parameters,
             self.model_lr if words is not None else self.learning_rate,
@@ -335,7 +335,7 @@ class LatentDiffusion(DDPM):
             else None,
         )
 
-    @property
+    @property  # type: ignore[misc]
     def strict_loading(self) -> bool:
         """A run that learns words keeps only the words in its checkpoints."""
         return not self.learns_words
@@ -354,11 +354,12 @@ class LatentDiffusion(DDPM):
         Raises:
             ValueError: naming the words of both.
         """
-        if self.learns_words:
+        words = self.embedding_manager
+        if words is not None and self.learns_words:
             prefix = "embedding_manager.string_to_param_dict."
             keys = [key for key in checkpoint["state_dict"] if key.startswith(prefix)]
             saved = sorted(key.removeprefix(prefix) for key in keys)
-            own = sorted(self.embedding_manager.string_to_param_dict)
+            own = sorted(words.string_to_param_dict)
             if saved != own:
                 raise ValueError(
                     f"the checkpoint is of the words {saved}, this run learns {own}: continue with "

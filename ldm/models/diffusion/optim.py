@@ -67,7 +67,7 @@ def matrices(module: nn.Module) -> list[nn.Parameter]:
     """
     layers = (nn.Linear, nn.Conv1d, nn.Conv2d)
     return [
-        part.weight
+        part.get_parameter("weight")
         for part in module.modules()
         if isinstance(part, layers) and part.weight.requires_grad
     ]
@@ -110,7 +110,7 @@ class Muon(AdamW):
         alike: dict[tuple[int, ...], list[tuple[nn.Parameter, Tensor]]] = {}
         for parameter in group["params"]:
             if parameter.grad is not None:
-                direction = self._direction(parameter)
+                direction = self._direction(parameter, parameter.grad)
                 alike.setdefault(tuple(direction.shape), []).append((parameter, direction))
         for shape, members in alike.items():
             length = -0.2 * group["lr"] * max(shape) ** 0.5
@@ -119,9 +119,9 @@ class Muon(AdamW):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(step.reshape(parameter.shape), alpha=length)
 
-    def _direction(self, parameter: nn.Parameter) -> Tensor:
-        """The gradient with Nesterov's momentum, as a matrix of one row for each output."""
-        gradient, state = parameter.grad, self.state[parameter]
+    def _direction(self, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+        """Its gradient with Nesterov's momentum, as a matrix of one row for each output."""
+        state = self.state[parameter]
         if not state:
             # AdamW looks for a count of steps in every state that it loads.
             state["step"] = torch.zeros(())

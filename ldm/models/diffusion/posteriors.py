@@ -37,6 +37,6 @@ class PosteriorCache:
             if key not in self.kept:
                 encoded = self.encode(images[row : row + 1])
                 self.exact = isinstance(encoded, Tensor)
-                self.kept[key] = encoded if self.exact else encoded.parameters
+                self.kept[key] = encoded if isinstance(encoded, Tensor) else encoded.parameters
         together = torch.cat([self.kept[key] for key in keys])
         return together if self.exact else DiagonalGaussianDistribution(together)

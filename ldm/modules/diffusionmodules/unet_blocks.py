@@ -104,6 +104,7 @@ class ResBlock(nn.Module):
             nn.Dropout(p=dropout),
             zero_module(conv_nd(dims, width, width, 3, padding=1)),
         )
+        self.skip_connection: nn.Module
         if width == channels:
             self.skip_connection = nn.Identity()
         elif use_conv:
@@ -189,7 +190,9 @@ def head_count(channels: int, num_heads: int, num_head_channels: int) -> int:
 class TimestepEmbedSequential(nn.Sequential):
     """A sequence that hands time embedding and text to those of its parts that want them."""
 
-    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, emb: Tensor, context: Tensor | None = None
+    ) -> Tensor:
         """Run `x` (b, c, h, w) through the parts."""
         for layer in self:
             if isinstance(layer, ResBlock):

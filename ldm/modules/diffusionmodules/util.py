@@ -5,7 +5,7 @@ The noise schedules live in ``schedule.py``; their public names are also found h
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -99,7 +99,7 @@ def zero_module(module: M) -> M:
     return module
 
 
-def _by_dims(table: dict[int, Callable[..., nn.Module]], dims: int) -> Callable[..., nn.Module]:
+def _by_dims(table: Mapping[int, Callable[..., nn.Module]], dims: int) -> Callable[..., nn.Module]:
     if dims not in table:
         raise ValueError(f"dims={dims} is not supported: accepted are {sorted(table)}")
     return table[dims]

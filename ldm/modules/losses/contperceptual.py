@@ -162,7 +162,9 @@ class AdversarialLoss(nn.Module):
         weight = g_loss.new_zeros(())
         if self.disc_factor > 0:
             weight = self.adaptive_weight(nll_loss, g_loss, last_layer)
-        parts = {"d_weight": weight, "disc_factor": factor, "g_loss": g_loss}
+        parts: dict[str, Tensor | float] = {
+            "d_weight": weight, "disc_factor": factor, "g_loss": g_loss,
+        }  # fmt: skip
         return weight * factor * g_loss, parts
 
     def discriminate(
