@@ -1,4 +1,4 @@
-"""The toy model as files, with two learned words and a photograph."""
+"""The toy model as files, with two learned words and a photograph, and scripts called in place."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ from PIL import Image
 from ldm.inference import load_model
 from ldm.modules.embedding_manager import EmbeddingManager
 from ldm.prompts.sentence import LearnableWord
+from tests.training.conftest import fresh_logging
 from tests.training.toy import write_toy
 
 WORDS = (LearnableWord("<teddy>", "bear", 2), LearnableWord("<board>", "skateboard"))
@@ -45,3 +46,15 @@ def files(tmp_path_factory) -> Files:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(photo)
     return Files(toy.backbone, toy.weights, words, photo)
+
+
+@pytest.fixture
+def calling(capsys):
+    """Calls a script's main; returns its exit code and what it wrote to stderr."""
+
+    def call(main, *arguments) -> tuple[int, str]:
+        with fresh_logging():
+            code = main([str(argument) for argument in arguments])
+        return code, capsys.readouterr().err
+
+    return call

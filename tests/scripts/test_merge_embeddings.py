@@ -6,21 +6,8 @@ import torch
 from ldm.checkpoint import read_embeddings, save_torch
 from merge_embeddings import main
 from tests.golden import FOLDER
-from tests.training.conftest import fresh_logging
 
 ORIGINAL = FOLDER / "embeddings_gs-original.pt"
-
-
-@pytest.fixture
-def calling(capsys):
-    """Calls a script's main; returns its exit code and what it wrote to stderr."""
-
-    def call(main, *arguments) -> tuple[int, str]:
-        with fresh_logging():
-            code = main([str(argument) for argument in arguments])
-        return code, capsys.readouterr().err
-
-    return call
 
 
 @pytest.fixture

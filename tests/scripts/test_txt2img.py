@@ -10,7 +10,6 @@ from PIL import Image
 
 from ldm.checkpoint import save_torch
 from scripts.txt2img import build_parser, main
-from tests.training.conftest import fresh_logging
 from tests.training.toy import write_toy
 
 
@@ -25,18 +24,6 @@ def embeddings(tmp_path):
     path = tmp_path / "embeddings.pt"
     save_torch({"<cat>": torch.linspace(-1, 1, 32)[None]}, path)
     return path
-
-
-@pytest.fixture
-def calling(capsys):
-    """Calls a script's main; returns its exit code and what it wrote to stderr."""
-
-    def call(main, *arguments) -> tuple[int, str]:
-        with fresh_logging():
-            code = main([str(argument) for argument in arguments])
-        return code, capsys.readouterr().err
-
-    return call
 
 
 @pytest.fixture
