@@ -200,7 +200,8 @@ def sampler(model: Any, options: argparse.Namespace) -> Sample:
 
 def check_samples(model: Any, judge: Judge, options: argparse.Namespace) -> Figures:
     """What is right about pictures sampled from new captions, by the number of things."""
-    figures, started = {}, time.monotonic()
+    figures: Figures = {}
+    started = time.monotonic()
     resolutions = next(iter(resolutions_of(model, options).values()))
     each = -(-options.captions // len(options.things))
     with progress_of("samples", each * len(options.things)) as done:
