@@ -172,10 +172,8 @@ def edited(model: Any, words: Sequence[str], caption: Caption, options: argparse
     noise = noise_of(shape, options.seed).expand(len(targets), *shape)
     done = edit(model, [source] * len(targets), targets, chosen, x_T=noise, progress=True)
     before, after = enlarged(to_uint8(done.source)[0]), to_uint8(done.edited)
-    inside = (
-        resize(255 * cast(Tensor, done.mask)[0, 0].cpu().numpy().astype(np.uint8), (TILE, TILE))
-        > 127
-    )
+    mask = cast(Tensor, done.mask)[0, 0].cpu().numpy().astype(np.uint8)
+    inside = resize(255 * mask, (TILE, TILE)) > 127
     tiles = [Tile(before, sentence), Tile(tinted(before, inside.astype(np.uint8)), changes[0][0])]
     for picture, (word, text) in zip(after, changes, strict=True):
         tiles.append(Tile(enlarged(picture), f"{word} = {text}"))
