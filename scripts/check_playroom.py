@@ -226,7 +226,8 @@ def check_renders(model: Any, judge: Judge, options: argparse.Namespace) -> Figu
         for things in options.things:
             scenes = fresh_scenes(each, things, masks=False)
             specs = [asked(one) for one in scenes]
-            found = score(judge, specs, autoencoded(model, pictures(scenes)))
+            images = autoencoded(model, pictures(scenes))
+            found = score(judge, specs, judge.read(images), images)
             figures |= shares("renders", things, specs, found)
             done(each)
     return dict(sorted(figures.items()))

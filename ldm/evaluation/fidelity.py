@@ -131,9 +131,10 @@ def relations_of(
     return found
 
 
-def score(judge: Judge, specs: Sequence[SceneSpec], images: Tensor) -> list[Fidelity]:
-    """How each of the pictures (b,3,h,w) compares with the scene that was asked for."""
-    readings = judge.read(images)
+def score(
+    judge: Judge, specs: Sequence[SceneSpec], readings: Sequence[Reading], images: Tensor
+) -> list[Fidelity]:
+    """How each of the pictures (b,3,h,w), read by the judge, compares with what was asked for."""
     relations = relations_of(judge, specs, readings, images)
     return [fidelity(*each) for each in zip(specs, readings, relations, strict=True)]
 

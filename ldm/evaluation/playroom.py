@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.concepts.recorder import Positions, WordAttention, named_positions
 from ldm.data.playroom import Scene, SceneSpec, scene
 from ldm.data.playroom.dataset import to_float
-from ldm.evaluation.fidelity import Fidelity, fidelity, relations_of, said, share
+from ldm.evaluation.fidelity import Fidelity, said, score, share
 from ldm.evaluation.judge import Judge
 from ldm.evaluation.localisation import SHARES, binary_mask, iou, record_noised
 from ldm.models.autoencoder import psnr
@@ -198,9 +198,7 @@ def sampled(
         images = model.decode_first_stage(latents).float().clamp(-1, 1).cpu()
         specs = [asked(one) for one in part]
         readings = judge.read(images)
-        relations = relations_of(judge, specs, readings, images)
-        triples = zip(specs, readings, relations, strict=True)
-        found.fidelity += [fidelity(*each) for each in triples]
+        found.fidelity += score(judge, specs, readings, images)
         truths = []
         for spec, reading in zip(specs, readings, strict=True):
             seen = {k: reading.find(one.name) for k, one in enumerate(spec.objects)}
