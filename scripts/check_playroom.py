@@ -28,10 +28,10 @@ from ldm.checkpoint import read_embeddings
 from ldm.data.playroom.labels import LabelledScenes
 from ldm.data.playroom.spec import SceneSpec
 from ldm.evaluation.fidelity import ASPECTS, Fidelity, score
+from ldm.evaluation.intervals import Mean
 from ldm.evaluation.judge import Judge, load_judge
 from ldm.evaluation.judge_accuracy import accuracy
 from ldm.evaluation.playroom import (
-    Mean,
     Sample,
     asked,
     autoencoded,
@@ -214,6 +214,11 @@ def check_samples(model: Any, judge: Judge, options: argparse.Namespace) -> Figu
             figures |= shares("samples", things, found.specs, found.fidelity)
             for kind, overlaps in found.overlaps.items():
                 figures[f"attention of samples/{kind}/{things}"] = Mean.of(overlaps)
+            seen = len(found.overlaps["noun"])
+            unseen = each * things - seen
+            figures[f"attention of samples/noun seen/{things}"] = Mean.share(
+                [True] * seen + [False] * unseen
+            )
     seconds = (time.monotonic() - started) / (each * len(options.things))
     return {**dict(sorted(figures.items())), "time/seconds a sample": Mean(seconds, 0.0, 1)}
 

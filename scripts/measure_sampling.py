@@ -29,10 +29,11 @@ from ldm.data.playroom import PlayroomConcepts, get_concept_set
 from ldm.editing import EditOptions
 from ldm.editing.inversion import fit_image, picture_size
 from ldm.evaluation.editing import edit_cases, measure_edits
+from ldm.evaluation.intervals import Mean
 from ldm.evaluation.judge import WEIGHTS, load_judge
 from ldm.evaluation.localisation import word_ious, word_maps
 from ldm.evaluation.pages import fill, table
-from ldm.evaluation.playroom import Mean, fresh_scenes
+from ldm.evaluation.playroom import asked, fresh_scenes
 from ldm.evaluation.samplers import (
     Setting,
     compare_samplers,
@@ -61,11 +62,6 @@ Lines = list[list[str]]
 Measured = tuple[Any, Lines]
 
 
-def shown(mean: Mean, digits: int = 3) -> str:
-    """A mean with its 95% interval."""
-    return "-" if not mean.count else f"{mean.value:.{digits}f} ± {mean.interval:.{digits}f}"
-
-
 def runs_of(options: argparse.Namespace, names: Sequence[str]) -> list[Path]:
     """The runs that were given, or new ones of the sets `names`."""
     if options.run:
@@ -88,7 +84,7 @@ def samplers(model: Any, options: argparse.Namespace) -> Measured:
     rows = compare_samplers(
         model,
         load_judge(options.judge, options.device),
-        [(scene.caption, scene.spec) for scene in scenes],
+        [(scene.caption, asked(scene)) for scene in scenes],
         SAMPLERS,
         options.steps,
         Setting(options.scale, options.seed, options.batch),
@@ -97,8 +93,8 @@ def samplers(model: Any, options: argparse.Namespace) -> Measured:
     )
     lines = [["sampler", "steps", "distance", "objects right", "colours right", "s per image"]]
     lines += [
-        [row.sampler, str(row.steps), shown(row.distance), shown(row.objects), shown(row.colours),
-         f"{row.seconds:.2f}"]
+        [row.sampler, str(row.steps), row.distance.told(3), row.objects.told(3),
+         row.colours.told(3), f"{row.seconds:.2f}"]
         for row in rows
     ]  # fmt: skip
     return [asdict(row) for row in rows], lines
@@ -134,8 +130,8 @@ def edits(model: Any, options: argparse.Namespace) -> Measured:
             label = f"{kind} words, local blend {blend}"
             found = measure_edits(model, judge, cases, setting, batch=options.batch, label=label)
             figures.append({"words": kind, "blend": blend, **asdict(found)})
-            cells = [shown(found.appears), shown(found.gone), shown(found.outside, 1),
-                     shown(found.inside, 1), shown(found.had)]  # fmt: skip
+            cells = [found.appears.told(3), found.gone.told(3), found.outside.told(1),
+                     found.inside.told(1), found.had.told(3)]  # fmt: skip
             lines.append([kind, blend, *cells])
     return {"run": run.name, "settings": figures}, lines
 
@@ -161,7 +157,7 @@ def inversion(model: Any, options: argparse.Namespace) -> Measured:
             for way, row in found.items()
         }
         lines += [
-            [f"{name} ({len(images)})", way, shown(row["psnr"], 1), shown(row["latent error"])]
+            [f"{name} ({len(images)})", way, row["psnr"].told(1), row["latent error"].told(3)]
             for way, row in found.items()
         ]
     return figures, lines
@@ -207,9 +203,9 @@ def attention(model: Any, options: argparse.Namespace) -> Measured:
             by_number[len(found)] += values
             mean = Mean.of(values)
             figures.append({"set": name, "words": len(found), "word": word, "iou": asdict(mean)})
-            lines.append([name, str(len(found)), word, shown(mean)])
+            lines.append([name, str(len(found)), word, mean.told(3)])
     for number, values in sorted(by_number.items()):
-        lines.append(["all", str(number), "all", shown(Mean.of(values))])
+        lines.append(["all", str(number), "all", Mean.of(values).told(3)])
     return figures, lines
 
 

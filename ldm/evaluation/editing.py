@@ -13,8 +13,8 @@ from ldm.data.playroom import OBJECTS, PLACES
 from ldm.data.playroom.captions import with_article
 from ldm.data.playroom.splits import is_named
 from ldm.editing import EditOptions, edit, replace_word
+from ldm.evaluation.intervals import Mean
 from ldm.evaluation.judge import Reading
-from ldm.evaluation.playroom import Mean
 from ldm.evaluation.samplers import Reader, batches
 from ldm.models.diffusion.draws import noise_of
 from ldm.util import progress_bar
@@ -69,6 +69,10 @@ def edit_cases(shows: Mapping[str, str], count: int, seed: int = 0) -> list[Edit
     return cases
 
 
+#: Which of `EditFigures` are shares of edits; the others are means.
+SHARES = ("appears", "gone", "had")
+
+
 @dataclass(frozen=True)
 class EditFigures:
     """Many edits with one setting.
@@ -118,7 +122,8 @@ def measure_edits(
         change = grey_change(done.source, done.edited)
         for i, case in enumerate(some):
             _note(found, case, (before[i], after[i]), change[i])
-    return EditFigures(**{name: Mean.of(values) for name, values in found.items()})
+    of = {True: Mean.share, False: Mean.of}
+    return EditFigures(**{name: of[name in SHARES](each) for name, each in found.items()})
 
 
 def grey_change(before: Tensor, after: Tensor) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Whether a picture shows what its caption asked for, as the judge reads it."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,8 +24,8 @@ Relations = Mapping[tuple[int, int], str]
 class Fidelity:
     """What is right about a picture; None for what was not asked.
 
-    `objects`: everything asked for is there. `colours` and `states`: every object has those asked
-    for it, so all objects have to be there. `relation`: every pair stands as asked ("and" asks
+    `objects`: everything asked for is there. `colours` and `states`: every object of which one is
+    asked is there and has it. `relation`: every pair stands as asked ("and" asks
     for nothing). `count`: there are as many of each object as asked, one where no number was said.
     `nothing_else`: no other object is there.
     """
@@ -137,16 +136,3 @@ def score(
     """How each of the pictures (b,3,h,w), read by the judge, compares with what was asked for."""
     relations = relations_of(judge, specs, readings, images)
     return [fidelity(*each) for each in zip(specs, readings, relations, strict=True)]
-
-
-def share(values: Iterable[bool | float]) -> tuple[float, float]:
-    """The share of true values, and the half-width of its 95% interval (Wilson).
-
-    Not a number when there is no value.
-    """
-    found = [float(value) for value in values]
-    if not found:
-        return math.nan, math.nan
-    n, mean, z = len(found), sum(found) / len(found), 1.959964
-    half = z * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return mean, half

@@ -1,7 +1,7 @@
 """The default model measured on its own drawn world, where the truth is exact."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,8 @@ from torch import Tensor
 from ldm.concepts.recorder import Positions, WordAttention, named_positions
 from ldm.data.playroom import Scene, SceneSpec, scene
 from ldm.data.playroom.dataset import to_float
-from ldm.evaluation.fidelity import Fidelity, said, score, share
+from ldm.evaluation.fidelity import Fidelity, said, score
+from ldm.evaluation.intervals import Mean
 from ldm.evaluation.judge import Judge
 from ldm.evaluation.localisation import SHARES, binary_mask, iou, record_noised
 from ldm.models.autoencoder import psnr
@@ -22,33 +23,6 @@ from ldm.modules.attention_control import controlling
 SEED = 77
 #: ``sample(captions, first, on_step)``: latents of captions, the first of which has that number.
 Sample = Callable[[Sequence[str], int, Callable[[int, slice], None]], Tensor]
-
-
-@dataclass(frozen=True)
-class Mean:
-    """A mean over examples with the half-width of its 95% interval."""
-
-    value: float
-    interval: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "Mean":
-        """The mean of some values (normal approximation); not a number when there is none."""
-        found = np.asarray(list(values), float)
-        if not len(found):
-            return cls(float("nan"), float("nan"), 0)
-        spread = found.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else 0.0
-        return cls(float(found.mean()), float(1.96 * spread), len(found))
-
-    @classmethod
-    def share(cls, values: Iterable[bool | float | None]) -> "Mean":
-        """The share of true values (Wilson's interval); None is left out."""
-        found = [value for value in values if value is not None]
-        return cls(*share(found), len(found))
-
-    def __str__(self) -> str:
-        return f"{self.value:.3f} ± {self.interval:.3f} (n={self.count})"
 
 
 def fresh_scenes(

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import write_atomic
+from ldm.evaluation.intervals import Mean
 from ldm.evaluation.pages import fill, table
-from ldm.evaluation.playroom import Mean
 
 Figures = dict[str, Mean]
 
@@ -34,12 +34,12 @@ _THINGS = {number: number for number in "12345"}
 _RIGHT = {
     "place": "place",
     "all things": "objects",
-    "all colours, on the right thing": "colours",
+    "colours asked for, on the right thing": "colours",
     "count of each": "count",
     "count of each, several of a kind asked for": "count, several asked",
     "relation": "relation",
     "nothing else": "nothing else",
-    "states": "states",
+    "states asked for": "states",
 }
 #: The tables of the model card, by the names of their places.
 CARD = {
@@ -57,7 +57,8 @@ CARD = {
             "nouns, maps of 8 alone": "attention/noun, maps 8/{}",
             "colours, real renders": "attention/colour, maps 16+8/{}",
             "other adjectives, real renders": "attention/adjective, maps 16+8/{}",
-            "nouns, samples (masks read by the judge)": "attention of samples/noun/{}",
+            "nouns, samples, of things that the judge sees": "attention of samples/noun/{}",
+            "share of nouns whose thing it sees": "attention of samples/noun seen/{}",
         },
         digits=3,
     ),
@@ -185,6 +186,4 @@ def _cell(mean: Mean | None, digits: int = 3) -> str:
     """A figure with its interval; one without spread (a time) alone."""
     if mean is None or math.isnan(mean.value):
         return "-"
-    if mean.count < 2:
-        return f"{mean.value:.3g}"
-    return f"{mean.value:.{digits}f} ± {mean.interval:.{digits}f}"
+    return f"{mean.value:.3g}" if mean.count < 2 else mean.told(digits)

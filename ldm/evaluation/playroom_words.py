@@ -18,9 +18,10 @@ from ldm.data.playroom.places import PLACES
 from ldm.data.playroom.scene import Scene, render_scene
 from ldm.data.playroom.spec import ObjectSpec, SceneSpec
 from ldm.data.playroom.splits import UNNAMED_OBJECTS, UNSEEN_OBJECTS, is_drawn, is_named
+from ldm.evaluation.intervals import Mean
 from ldm.evaluation.judge import Judge
 from ldm.evaluation.localisation import SHARES, binary_mask, iou
-from ldm.evaluation.playroom import Mean, pictures
+from ldm.evaluation.playroom import pictures
 from ldm.evaluation.tables.bank import Drawing, WordBank
 from ldm.prompts.spans import Caption
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from ldm.data.playroom import SceneSpec
 from ldm.editing.inversion import ddim_inversion, null_text_inversion, reconstruct
 from ldm.evaluation.fidelity import fidelity
+from ldm.evaluation.intervals import Mean
 from ldm.evaluation.judge import Reading
-from ldm.evaluation.playroom import Mean
 from ldm.models.autoencoder import psnr
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.draws import noise_of
@@ -135,8 +135,8 @@ def compare_samplers(
         gaps = (drawn.latents - goal).square().flatten(1).mean(1).sqrt()
         seen = judge.read(decoded(model, drawn.latents, setting.batch))
         right = [fidelity(spec, reading) for spec, reading in zip(specs, seen, strict=True)]
-        objects = Mean.of(float(one.objects) for one in right)
-        colours = Mean.of(float(one.colours) for one in right if one.colours is not None)
+        objects = Mean.share(one.objects for one in right)
+        colours = Mean.share(one.colours for one in right)
         distance = Mean.of(gaps.tolist())
         figures.append(SamplerFigures(name, number, distance, objects, colours, drawn.seconds))
     return figures

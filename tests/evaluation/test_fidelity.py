@@ -1,11 +1,9 @@
-import math
-
 import numpy as np
 import pytest
 
 from ldm.data.playroom.labels import pair_relations
 from ldm.data.playroom.spec import spec_from_names
-from ldm.evaluation.fidelity import asked_relations, fidelity, said, share
+from ldm.evaluation.fidelity import asked_relations, fidelity, said
 from ldm.evaluation.judge import Reading, SeenThing
 
 BLANK = np.zeros((64, 64), np.uint8)
@@ -84,11 +82,3 @@ def test_only_what_a_caption_says_is_asked():
 def test_own_colours_count_as_what_they_look_like():
     spec = spec_from_names(["red watermelon"])
     assert fidelity(spec, reading(seen("watermelon"))).colours
-
-
-def test_wilson_interval():
-    mean, half = share([True] * 8 + [False] * 2)
-    assert mean == 0.8
-    assert half == pytest.approx(0.2267, abs=1e-3)
-    assert share([True] * 50)[1] > 0, "certainty is never complete"
-    assert all(math.isnan(value) for value in share([]))

@@ -225,9 +225,10 @@ class TestWhatIsRead:
         assert all(0 <= value <= 1 for value in values.values())
 
     def test_preference_counts_pairs(self):
-        assert preferred([1.0, 0.2, 0.5, 0.0], [0.5, 0.4, 0.5, 0.0]) == pytest.approx(0.5)
+        assert preferred([1.0, 0.2, 0.5, 0.0], [0.5, 0.9, 0.5, 0.0]) == pytest.approx(0.5)
         assert preferred([1.0], [0.0]) == 1
         assert preferred([0.0], [0.0]) == 0.5
+        assert preferred([0.3], [0.0]) == 0.5, "neither shows what was asked for"
 
 
 class TestRuns:
@@ -269,7 +270,7 @@ class TestRuns:
         rows = [
             {**common, "arm": "lego", "scores": [0.9, 0.1], "values": {}},
             {**common, "arm": "lego", "seed": 1, "scores": [0.9, 0.1], "values": {}},
-            {**common, "arm": "language", "scores": [0.2, 0.2], "values": {}},
+            {**common, "arm": "language", "scores": [0.2, 0.6], "values": {}},
         ]
         family.derive(rows)
         assert rows[0]["values"] == {"preferred": 0.5}

@@ -24,7 +24,7 @@ from ldm.evaluation.tables.grid import (
 )
 from ldm.evaluation.tables.mcpl import MCPLFamily
 from ldm.evaluation.tables.pictures import alone, without_adjectives
-from ldm.evaluation.tables.questions import Interval, answers
+from ldm.evaluation.tables.questions import answers
 from ldm.evaluation.tables.rendering import Ask, asks_of, relation_asks, score
 from ldm.evaluation.tables.report import document, fill_page, markdown, write_report
 from ldm.inference import load_model
@@ -303,12 +303,14 @@ class TestRendering:
 
 
 class TestQuestions:
-    def rows(self, **arms):
+    def rows(self, sets=1, **arms):
+        """One value for each seed of each set, one set after the other."""
         return [
-            {"arm": arm, "group": "seen", "set": "s", "seed": seed, "values": {"iou": value}}
+            {"arm": arm, "group": "seen", "set": f"s{number % sets}", "seed": number // sets,
+             "values": {"iou": value}}
             for arm, values in arms.items()
-            for seed, value in enumerate(values)
-        ]
+            for number, value in enumerate(values)
+        ]  # fmt: skip
 
     def ask(self, rows, **check):
         told = experiment(
@@ -317,29 +319,31 @@ class TestQuestions:
         )  # fmt: skip
         return answers(told, rows)[0]
 
-    def test_the_interval_is_students(self):
-        found = Interval.of([1.0, 2.0, 3.0])
-        assert found.mean == 2.0
-        assert found.half == pytest.approx(4.302653 / math.sqrt(3), rel=1e-5)
-        assert math.isnan(Interval.of([1.0]).half)
-        assert str(Interval.of([])) == "-"
-
     def test_yes_no_and_not_shown(self):
         rows = self.rows(a=[0.5, 0.6, 0.7], b=[0.1, 0.2, 0.3], c=[0.5, 0.5, 0.8])
-        assert self.ask(rows, better=["a"], than=["b"]).verdict == "yes"
-        assert self.ask(rows, better=["b"], than=["a"]).verdict == "no"
+        assert self.ask(rows, better=["a"], than=["b"]).verdict == "yes, on these sets"
+        assert self.ask(rows, better=["b"], than=["a"]).verdict == "no, on these sets"
         assert self.ask(rows, better=["a"], than=["c"]).verdict == "not shown"
         assert self.ask(self.rows(a=[1], b=[0]), better=["a"], than=["b"]).verdict == "too few runs"
+
+    def test_what_holds_for_other_sets_holds_from_set_to_set(self):
+        """Many seeds of few sets say much of these and little of others."""
+        alike = self.rows(3, a=[0.5, 0.6, 0.7, 0.5, 0.6, 0.8], b=[0.1, 0.2, 0.3, 0.1, 0.2, 0.3])
+        assert self.ask(alike, better=["a"], than=["b"]).verdict == "yes"
+        split = self.rows(2, a=[0.9, 0.2, 0.8, 0.2], b=[0.1, 0.2, 0.1, 0.2])
+        answer = self.ask(split, better=["a"], than=["b"])
+        assert answer.verdict == "yes, on these sets"
+        assert answer.elsewhere.interval > 4 * answer.difference.interval
 
     def test_pairs_share_their_pictures(self):
         """The spread between sets is no uncertainty of the difference."""
         rows = self.rows(a=[0.11, 0.52, 0.91], b=[0.1, 0.5, 0.9])
-        assert self.ask(rows, better=["a"], than=["b"]).difference.half < 0.05
+        assert self.ask(rows, better=["a"], than=["b"]).difference.interval < 0.05
 
     def test_first_is_first_among_those_that_are_given_as_little(self):
         rows = self.rows(a=[0.5, 0.6, 0.7], b=[0.1, 0.2, 0.3], known=[0.9, 0.9, 0.9])
         answer = self.ask(rows, best="a")
-        assert (answer.verdict, answer.against) == ("yes", "b")
+        assert (answer.verdict, answer.against) == ("yes, on these sets", "b")
 
     def test_the_report_says_it(self, tmp_path):
         told = experiment(
@@ -351,7 +355,7 @@ class TestQuestions:
         page, data, picture = write_report(told, rows, tmp_path, {"model": "toy"})
         text = page.read_text()
         assert "| first | 2 | 0.55 ± 0.64 | 40.5 |" in text
-        assert "**yes**" in text
+        assert "**yes, on these sets**" in text
         assert json.loads(data.read_text())["answers"][0]["difference"]["count"] == 2
         with Image.open(picture) as image:
             assert min(image.size) > 100

@@ -39,6 +39,8 @@ ONE_WORD = f"<concept:{STRANGE}>"
 SEVERAL = "several"
 #: Pictures of a run that are shown, and how far the noise of one seed is from that of the next.
 SHOWN, APART = 5, 1000
+#: From which score on a picture shows the concept on the target.
+SHOWS = 0.5
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class LegoFamily:
 
     Measures: ``transfer``, the share of pictures with the concept on the target; ``concept`` and
     ``target``, with either; ``score``, probability of the concept times that of the target;
-    ``preferred``, the share of pictures with a higher score than that of the arm `against`;
+    ``preferred``, the share of pictures preferred to those of the arm `against` (see `preferred`);
     ``leak``, the probability of a thing that the concept was learned from; ``bytes``, what the
     learned words take.
 
@@ -258,6 +260,11 @@ def _pair(row: Row) -> tuple[str, int]:
 
 
 def preferred(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """The share of pairs in which ours is the higher; equal ones count half."""
+    """The share of pairs in which ours is the higher, of scores in [0, 1].
+
+    Equal ones count half, and so do those in which neither picture shows it (scores below 0.5):
+    nobody would prefer one of two pictures that lack what was asked for.
+    """
     first, second = np.asarray(ours), np.asarray(theirs)
-    return float(((first > second) + (first == second) / 2).mean())
+    even = (first == second) | (np.maximum(first, second) < SHOWS)
+    return float(np.where(even, 0.5, first > second).mean())

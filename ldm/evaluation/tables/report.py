@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 
 from ldm.checkpoint import write_atomic
+from ldm.evaluation.intervals import Mean, over_seeds
 from ldm.evaluation.pages import fill, table
 from ldm.evaluation.tables.grid import Arm, Experiment, Row
-from ldm.evaluation.tables.questions import Answer, Interval, answers, values_of
+from ldm.evaluation.tables.questions import Answer, answers, values_of
 from ldm.visual import GREY, INK, WORD_COLOURS
 
 #: Panels of bars in a row of the figure.
 ACROSS = 4
 
 
-def figures(experiment: Experiment, rows: Sequence[Row]) -> dict[tuple[str, str, str], Interval]:
+def figures(experiment: Experiment, rows: Sequence[Row]) -> dict[tuple[str, str, str], Mean]:
     """The mean of every measure of every shown arm in every group."""
     return {
-        (group, arm.name, measure): Interval.of(values_of(rows, arm.name, measure, group))
+        (group, arm.name, measure): over_seeds(values_of(rows, arm.name, measure, group))
         for group in experiment.groups
         for arm in shown(experiment)
         for measure in experiment.columns
@@ -40,7 +41,8 @@ def markdown(experiment: Experiment, rows: Sequence[Row], facts: Mapping[str, An
     sets = "; ".join(f"{group}: {', '.join(names)}" for group, names in experiment.groups.items())
     lines += [
         f"{len(rows)} rows of raw values, {experiment.steps} steps a run, {experiment.seeds} seeds "
-        f"a set ({sets}). Mean and 95% interval over runs (Student's t).",
+        f"a set ({sets}). Means, with 95% intervals on these sets, from seed to seed (Student's "
+        "t).",
         "",
     ]
     lines += [f"* {name}: {fact}" for name, fact in facts.items()] + [""] * bool(facts)
@@ -52,7 +54,9 @@ def markdown(experiment: Experiment, rows: Sequence[Row], facts: Mapping[str, An
             cells = [found[group, arm.name, measure] for measure in experiment.columns]
             count = max((cell.count for cell in cells), default=0)
             told = [str(experiment.paper.get(arm.name, {}).get(key, "-")) for key in paper]
-            body.append([arm.label or arm.name, str(count), *map(str, cells), *told])
+            body.append(
+                [arm.label or arm.name, str(count), *(cell.told(2) for cell in cells), *told]
+            )
         lines += [*table(["arm", "runs", *experiment.columns.values(), *paper], body), ""]
     lines += _questions(experiment, answers(experiment, rows))
     return "\n".join(lines) + f"![{experiment.title}]({experiment.name}.png)\n"
@@ -64,13 +68,22 @@ def _questions(experiment: Experiment, found: Sequence[Answer]) -> list[str]:
         return []
     body = [
         [one.question, experiment.columns.get(one.measure, one.measure), f"**{one.verdict}**",
-         str(one.difference), str(one.difference.count), one.against]
+         one.difference.told(2), one.elsewhere.told(2), str(one.difference.count), one.against]
         for one in found
     ]  # fmt: skip
-    heads = ["question", "measure", "answer", "difference", "pairs", "against"]
+    heads = [
+        "question",
+        "measure",
+        "answer",
+        "difference",
+        "... from set to set",
+        "pairs",
+        "against",
+    ]
     note = (
-        "Differences are taken between runs on the same pictures. *Yes* and *no* need the whole "
-        "95% interval on one side of 0."
+        "Differences are taken between runs on the same pictures, with 95% intervals on these sets "
+        "(from seed to seed) and for other sets of their kind (from set to set). *Yes* and *no* "
+        "need the whole second interval on one side of 0; *on these sets*, the whole first one."
     )
     return ["## Questions", "", *table(heads, body), "", note, ""]
 
@@ -89,7 +102,11 @@ def document(
             for (group, arm, measure), interval in figures(experiment, rows).items()
         ],
         "answers": [
-            {**asdict(one), "difference": _finite(asdict(one.difference))}
+            {
+                **asdict(one),
+                "difference": _finite(asdict(one.difference)),
+                "elsewhere": _finite(asdict(one.elsewhere)),
+            }
             for one in answers(experiment, rows)
         ],
     }
@@ -139,14 +156,14 @@ def chart(experiment: Experiment, rows: Sequence[Row], path: Path) -> None:
         for k, group in enumerate(groups):
             cells = [found[group, arm.name, measure] for arm in arms]
             panel.barh(
-                places + (k - (len(groups) - 1) / 2) * thick, [cell.mean for cell in cells], thick,
-                xerr=[np.nan_to_num(cell.half) for cell in cells], color=_rgb(WORD_COLOURS[k]),
+                places + (k - (len(groups) - 1) / 2) * thick, [cell.value for cell in cells], thick,
+                xerr=[np.nan_to_num(cell.interval) for cell in cells], color=_rgb(WORD_COLOURS[k]),
                 ecolor=_rgb(INK), error_kw={"linewidth": 0.8}, label=group,
             )  # fmt: skip
         panel.set_title(heading, fontsize=9, color=_rgb(INK))
         panel.set_yticks(places, [arm.label or arm.name for arm in arms], fontsize=8)
         panel.axvline(0, color=_rgb(GREY), linewidth=0.6)
-        panel.set_xlim(*_span([found[g, arm.name, measure].mean for g in groups for arm in arms]))
+        panel.set_xlim(*_span([found[g, arm.name, measure].value for g in groups for arm in arms]))
         panel.tick_params(axis="x", labelsize=7)
         panel.spines[["top", "right"]].set_visible(False)
     panels.flat[0].invert_yaxis()
