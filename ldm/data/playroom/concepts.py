@@ -4,7 +4,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,6 +16,9 @@ from PIL import Image
 
 from ldm.data.playroom.scene import Scene, render_scene
 from ldm.data.playroom.sets import ConceptSet, get_concept_set
+
+#: The file that says which set a folder holds.
+RECIPE = "recipe.json"
 
 
 def concept_scenes(
@@ -71,43 +76,68 @@ def word_masks(name: str, scene: Scene) -> dict[str, np.ndarray]:
     return {word: masks[what] for word, what in shown.items()}
 
 
+def digest_of(name: str, scenes: Sequence[tuple[str, Scene]]) -> str:
+    """What tells one drawing of a set from every other: pictures, masks and sentences, in hex.
+
+    `scenes` are what :func:`concept_scenes` draws: the same set, size, number and seed are drawn
+    otherwise once the renderer has changed.
+    """
+    digest = sha256(get_concept_set(name).sentence.encode())
+    for kind, scene in scenes:
+        digest.update(f"{kind}:{scene.caption}:{scene.image.shape}".encode())
+        digest.update(scene.image.tobytes())
+        for word, mask in word_masks(name, scene).items():
+            digest.update(word.encode() + mask.tobytes())
+    return digest.hexdigest()[:12]
+
+
 def write_concept_set(
-    folder: str | Path, name: str, size: int = 256, n_images: int = 4, seed: int = 0
-) -> Path:
+    folder: str | Path, name: str, size: int = 256, n_images: int = 4, seed: int = 0, *,
+    scenes: Sequence[tuple[str, Scene]] | None = None,
+) -> Path:  # fmt: skip
     """Writes a set as people have theirs: pictures, a sentence for each, masks beside them.
 
     `1.png` ..., `metadata.jsonl` (file_name, text in markup, kind), `sentence.txt`, and
     `masks/1-<word>.png` (white where the word is). The folder appears whole or not at all; a folder
-    that already holds this very set is left as it is. Returns the folder.
+    that already holds this very set, as it is drawn now, is left as it is. Returns the folder.
+    `scenes` are the set's pictures where they are at hand; without them they are drawn.
     Raises FileExistsError when it holds something else.
     """
     folder = Path(folder)
-    recipe = {"set": name, "size": size, "n_images": n_images, "seed": seed}
-    note = folder / "recipe.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) == recipe:
+    scenes = concept_scenes(name, size, n_images, seed) if scenes is None else scenes
+    recipe = {"set": name, "size": size, "n_images": n_images, "seed": seed,
+              "digest": digest_of(name, scenes)}  # fmt: skip
+    if _holds(folder, recipe):
         return folder
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(
-            f"{str(folder)!r} holds something else than the set {recipe}; give an empty folder"
+            f"{str(folder)!r} holds something else than the set {recipe}, or the set as another "
+            "version drew it; give an empty folder"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write(draft, name, concept_scenes(name, size, n_images, seed))
-        (draft / note.name).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
+        _write(draft, name, scenes)
+        (draft / RECIPE).write_text(json.dumps(recipe) + "\n", encoding="utf-8")
         draft.chmod(0o755)
         if folder.exists():
             folder.rmdir()
         os.replace(draft, folder)
     except OSError:
-        if not note.is_file():
+        if not _holds(folder, recipe):  # else another process was faster
             raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return folder
 
 
-def _write(folder: Path, name: str, scenes: list[tuple[str, Scene]]) -> None:
+def _holds(folder: Path, recipe: dict[str, Any]) -> bool:
+    """Whether a folder is the set that `recipe` describes."""
+    note = folder / RECIPE
+    return note.is_file() and json.loads(note.read_text(encoding="utf-8")) == recipe
+
+
+def _write(folder: Path, name: str, scenes: Sequence[tuple[str, Scene]]) -> None:
     """All files of a set."""
     (folder / "masks").mkdir()
     rows = []

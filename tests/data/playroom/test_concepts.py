@@ -1,5 +1,10 @@
 """Named sets: files like a user's own, with exact masks for every word."""
 
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +15,15 @@ from ldm.data.metadata import read_items
 from ldm.data.playroom import (
     CONCEPT_SETS,
     PlayroomConcepts,
+    Scene,
     concept_scenes,
+    concepts,
     get_concept_set,
     word_masks,
     write_concept_set,
 )
 from ldm.data.playroom.__main__ import main
+from ldm.data.playroom.concept_dataset import cache_folder
 from ldm.data.steps import StepKey
 from ldm.prompts import parse_sentence
 
@@ -57,6 +65,58 @@ def test_a_set_on_disk(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="holds something else"):
         write_concept_set(folder, "chair-dog", 32)
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def inverted(one: Scene) -> Scene:
+    return replace(one, image=255 - one.image)
+
+
+def masked_otherwise(one: Scene) -> Scene:
+    return replace(one, objects=tuple(replace(o, mask=~o.mask) for o in one.objects))
+
+
+@pytest.mark.parametrize("changed", [inverted, masked_otherwise])
+def test_pictures_of_another_renderer_are_not_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: Callable[[Scene], Scene]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = PlayroomConcepts("bear-skateboard", 16)
+    assert PlayroomConcepts("bear-skateboard", 16).folder == before.folder
+    write_concept_set(tmp_path / "own", "bear-skateboard", 16)
+    drawn = concepts.render_scene
+    monkeypatch.setattr(concepts, "render_scene", lambda *a, **k: changed(drawn(*a, **k)))
+    with pytest.raises(FileExistsError, match="another version drew it; give an empty folder"):
+        write_concept_set(tmp_path / "own", "bear-skateboard", 16)
+    after = PlayroomConcepts("bear-skateboard", 16)
+    assert after.folder != before.folder
+    for number, scene in enumerate(after.scenes, start=1):
+        assert np.array_equal(np.asarray(Image.open(after.folder / f"{number}.png")), scene.image)
+        mask = np.asarray(Image.open(after.folder / f"masks/{number}-bear.png")) > 0
+        assert np.array_equal(mask, after.masks(number - 1)["<bear>"])
+
+
+def test_a_data_set_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    count, drawn = [], concepts.render_scene
+    monkeypatch.setattr(concepts, "render_scene", lambda *a, **k: count.append(a) or drawn(*a, **k))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for folder in (None, tmp_path / "own"):
+        count.clear()
+        PlayroomConcepts("bear-skateboard", 16, 3, folder=folder)
+        assert len(count) == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="the temporary folder is the user's own")
+def test_kept_pictures_are_the_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = cache_folder()
+    assert folder.parent == tmp_path
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert PlayroomConcepts("bear-skateboard", 16).folder.parent == folder == cache_folder()
+    # Another user has a folder of their own, and takes none that was made for them.
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(PermissionError, match="belongs to another user"):
+        cache_folder()
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_lego_set_has_both_kinds(tmp_path: Path) -> None:
