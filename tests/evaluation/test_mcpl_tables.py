@@ -334,6 +334,10 @@ class TestQuestions:
         answer = self.ask(split, better=["a"], than=["b"])
         assert answer.verdict == "yes, on these sets"
         assert answer.elsewhere.interval > 4 * answer.difference.interval
+        chance = self.rows(2, a=[0.3, 0.3, 0.1, 0.1], b=[0.1, 0.1, 0.1, 0.1])
+        answer = self.ask(chance, better=["a"], than=["b"])
+        assert answer.elsewhere.sign == 1
+        assert answer.verdict == "not shown", "two sets that agree by chance show nothing"
 
     def test_pairs_share_their_pictures(self):
         """The spread between sets is no uncertainty of the difference."""

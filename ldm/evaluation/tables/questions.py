@@ -85,8 +85,8 @@ def answers(experiment: Experiment, rows: Sequence[Row]) -> list[Answer]:
     ``{question, better, than, measures}`` asks whether the arms `better` have more, on average,
     than the arms `than`; ``{question, best, measures}`` whether the arm `best` has more than the
     best of all other arms that are learned (references apart). "Yes" and "no" need the whole
-    interval of the paired difference on one side of 0, from set to set; where it is so from seed
-    to seed alone, the answer is given for these sets.
+    interval of the paired difference on one side of 0, both from seed to seed and from set to set;
+    where it is so from seed to seed alone, the answer is given for these sets.
     """
     return [
         _answer(experiment, rows, check, measure)
@@ -121,6 +121,6 @@ def verdict(here: Mean, elsewhere: Mean) -> str:
     """What a difference says, by its intervals on these sets and for others."""
     if math.isnan(here.interval) and math.isnan(elsewhere.interval):
         return "too few runs"
-    if elsewhere.sign or not here.sign:
+    if math.isnan(here.interval):
         return VERDICTS[elsewhere.sign]
-    return VERDICTS[here.sign] + HERE
+    return VERDICTS[here.sign] + (HERE if here.sign and not elsewhere.sign else "")

@@ -83,7 +83,7 @@ def _questions(experiment: Experiment, found: Sequence[Answer]) -> list[str]:
     note = (
         "Differences are taken between runs on the same pictures, with 95% intervals on these sets "
         "(from seed to seed) and for other sets of their kind (from set to set). *Yes* and *no* "
-        "need the whole second interval on one side of 0; *on these sets*, the whole first one."
+        "need both wholly on one side of 0; *on these sets*, the first."
     )
     return ["## Questions", "", *table(heads, body), "", note, ""]
 
