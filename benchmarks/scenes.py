@@ -3,10 +3,13 @@
     python -m benchmarks.scenes
 
 One process draws at every size; then loaders with workers draw training examples, beside none.
+Nothing is drawn by anybody else while a case is timed.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from torch.utils.data import DataLoader
 
@@ -15,6 +18,8 @@ from ldm.data.playroom import PlayroomScenes
 
 SIZES = (64, 128, 256, 512)
 WORKERS = (0, 1, 2)
+#: Batches of a round: many beside the few that more or fewer may be ready at its end than before.
+BATCHES = 32
 
 
 def drawing(size: int, count: int, *, masks: bool = False) -> Callable[[], None]:
@@ -28,36 +33,56 @@ def drawing(size: int, count: int, *, masks: bool = False) -> Callable[[], None]
     return draw
 
 
-def loading(workers: int, batch: int, batches: int) -> Callable[[], None]:
-    """Draw `batches` batches of training examples by a loader that is already at work."""
-    world = PlayroomScenes(size=64, length=10**8)
-    loader = iter(DataLoader(world, batch_size=batch, num_workers=workers))
-    next(loader)
+class Loading:
+    """Draw batches of training examples by a loader of `workers` that is already at work."""
 
-    def load() -> None:
-        for _ in itertools.islice(loader, batches):
-            pass
+    def __init__(self, workers: int, batch: int) -> None:
+        self.workers, self.batch = workers, batch
+        self.seeds = itertools.count()
+        self.loader: Iterator[Any] = iter(())
 
-    return load
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """A loader for one round, of which all that was ordered before the clock starts is taken.
+
+        A loader that lives on fills its store while others are timed, and is timed emptying it.
+        This one is emptied as fast as it draws, before the clock starts as after.
+        """
+        world = PlayroomScenes(size=64, seed=next(self.seeds), length=10**8)
+        loader = DataLoader(world, batch_size=self.batch, num_workers=self.workers)
+        self.loader = iter(loader)
+        for _ in range(self.workers * (loader.prefetch_factor or 0)):
+            next(self.loader)
+        try:
+            yield
+        finally:
+            self.loader = iter(())  # the workers of the other end with it
+
+    def __call__(self) -> None:
+        for _ in range(BATCHES):
+            next(self.loader)
 
 
-def timed(report: Report, title: str, count: int, calls: dict[str, Callable[[], None]]) -> None:
-    """A table of `calls`, each of which draws `count` scenes."""
-    found = report.time(title, {name: Case(call) for name, call in calls.items()})
+def timed(report: Report, title: str, count: int, cases: dict[str, Case]) -> None:
+    """A table of `cases`, each of which draws `count` scenes."""
+    found = report.time(title, cases)
     rates = [{"name": one.name, "scenes_a_second": count / one.seconds} for one in found]
     report.add(f"{title}, rates", rates)
 
 
 def main() -> int:
     """Measure sizes, then workers."""
-    options = parser(__doc__, rounds=5).parse_args()
+    made = parser(__doc__, rounds=5)
+    options = made.parse_args()
+    if options.clock != "wall":
+        made.error("--clock cpu does not count what workers draw; leave it out")
     report, batch = started("scenes", options), options.batch or 32
-    sizes = {f"{size} pixels": drawing(size, batch) for size in SIZES}
-    sizes["64 pixels with masks"] = drawing(64, batch, masks=True)
+    sizes = {f"{size} pixels": Case(drawing(size, batch)) for size in SIZES}
+    sizes["64 pixels with masks"] = Case(drawing(64, batch, masks=True))
     timed(report, "one process", batch, sizes)
-    # More batches than a worker has ready, so that it is not its store that is timed.
-    loaders = {f"{n} workers": loading(n, batch, 8) for n in WORKERS}
-    timed(report, "loaders", 8 * batch, loaders)
+    loaders = {n: Loading(n, batch) for n in WORKERS}
+    cases = {f"{n} workers": Case(loader, loader.at_work) for n, loader in loaders.items()}
+    timed(report, "loaders", BATCHES * batch, cases)
     report.finish()
     return 0
 

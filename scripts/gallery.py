@@ -18,11 +18,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ldm.checkpoint import write_atomic
 from ldm.data.playroom import PlayroomConcepts
+from ldm.data.playroom.spec import COUNTS
 from ldm.editing import EditOptions, edit, replace_word
 from ldm.evaluation.localisation import compete, word_maps
 from ldm.inference import (
@@ -67,7 +69,7 @@ SENTENCES = (
 EDITS = (("{0}", "a cat"), ("{0}", "a duck"), ("{0}", "a white fox"), ("{1}", "a green box"))
 #: A README is looked at over slow lines too.
 MOST_BYTES = 500_000
-#: Held-back pictures of a set are those of another seed.
+#: Held-back pictures of a set are those of another seed, by so much.
 HELD_BACK = 1000
 
 
@@ -120,15 +122,37 @@ def maps_of(model: Any, data: PlayroomConcepts, chosen: Sequence[int]) -> dict[s
     return word_maps(model, latents, [data.sentence_of(number).caption for number in chosen])
 
 
+def data_of(run: Path) -> PlayroomConcepts:
+    """The pictures that a run of a drawn set learned from, drawn again.
+
+    Raises:
+        ValueError: when it learned from something else.
+    """
+    name = set_of(run)
+    config = OmegaConf.load(max(run.glob("configs/*-project.yaml")))
+    drawn = OmegaConf.select(config, "data.params.train.params")
+    own = {key: drawn[key] for key in ("size", "n_images", "seed") if key in drawn}
+    # A data set that is given no seed has that of its run.
+    return PlayroomConcepts(name, **{"seed": config.seed, **own})
+
+
 def learned_from(model: Any, data: PlayroomConcepts) -> Row:
-    """The pictures that the words were learned from, and where two of the words look in one."""
-    pictures = [enlarged(one.image) for one in data.scenes]
+    """The pictures that the words were learned from, and where two of the words look in one.
+
+    Of more pictures than fit in beside those two, the first ones.
+    """
+    pictures = [enlarged(one.image) for one in data.scenes[: COLUMNS - 2]]
     tiles = [Tile(picture) for picture in pictures]
     for word, maps in list(maps_of(model, data, [0]).items())[:2]:
         tiles.append(Tile(overlay(pictures[0], maps[0]), word))
     sentence = str(data.sentence_of(0).caption)
     tiles[0] = Tile(pictures[0], sentence, len(pictures))
-    return Row(tiles, {0: "Learned from four pictures and one sentence", 4: "Where words look"})
+    number, more = len(data.scenes), len(data.scenes) > len(pictures)
+    told = "one picture" if number == 1 else f"{COUNTS.get(number, number)} pictures"
+    told += f" (here the first {COUNTS[len(pictures)]})" if more else ""
+    # One picture is narrower than the heading above it.
+    return Row(tiles, {0: f"Learned from {told} and one sentence",
+                       max(2, len(pictures)): "Where words look"})  # fmt: skip
 
 
 def segmented(model: Any, data: PlayroomConcepts) -> Row:
@@ -267,11 +291,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def make(options: argparse.Namespace, run: Path) -> None:
     """Draw the picture from a run."""
-    name, model = set_of(run), load_model()
+    data, model = data_of(run), load_model()
     words = load_words(model, [words_of(run)])
     if len(words) < 2:
-        raise ValueError(f"the set {name!r} has {len(words)} words: the picture needs two")
-    data, new = PlayroomConcepts(name), PlayroomConcepts(name, seed=HELD_BACK)
+        raise ValueError(f"the set {data.name!r} has {len(words)} words: the picture needs two")
+    new = PlayroomConcepts(data.name, seed=HELD_BACK + data.seed)
     rows = [
         learned_from(model, data),
         segmented(model, new),

@@ -1,8 +1,10 @@
 """What benchmarks measure with, checked on things whose answer is known; each one at toy size."""
 
 import json
+import multiprocessing
 import re
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,6 +17,23 @@ from ldm.evaluation.pages import filled
 from tests.training.toy import Toy, write_toy
 
 CPU = Clock("cpu")
+
+
+class Operations(TorchDispatchMode):
+    """A clock on which every operation of torch takes a second, and nothing else takes time."""
+
+    of = Clock.of
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = 0.0
+
+    def __call__(self) -> float:
+        return self.done
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        self.done += 1
+        return call(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +70,14 @@ class TestSideBySide:
         assert ran[0] != ran[2], "turns change"
 
     def test_more_work_takes_longer(self):
-        a, b = torch.randn(64, 64), torch.randn(640, 640)
-        cases = {"small": Case(lambda: a @ a), "large": Case(lambda: b @ b)}
-        assert side_by_side(cases, CPU, rounds=5)[1].ratio > 10
+        a = torch.randn(2, 2)
+        cases = {
+            "little": Case(lambda: [a @ a for _ in range(2)]),
+            "much": Case(lambda: [a @ a for _ in range(14)], lambda: nullcontext(a @ a)),
+        }
+        with Operations() as clock:
+            found = side_by_side(cases, clock, rounds=3)
+        assert found == [Timing("little", 2, 2, 2, 1), Timing("much", 14, 14, 14, 7)]
 
 
 def test_operations_of_a_matrix_product():
@@ -78,9 +102,15 @@ class TestWorkload:
         assert len(words) == 2
 
     def test_parts_add_up_to_a_step(self, work):
-        parts = taken_apart(work, CPU)
+        work.number = 4
+        with Operations() as whole, workload.encoding_every_step(work):
+            work.loss().backward()
+        work.number = 4
+        with Operations() as clock:
+            parts = taken_apart(work, clock)
         assert set(parts) == {"encode", "text forward", "U-Net forward", "U-Net backward",
                               "text backward", "data, noise, loss"}  # fmt: skip
+        assert sum(parts.values()) == whole()
         assert min(parts.values()) > 0
 
     @pytest.mark.parametrize("name", [n for n in step.WAYS if "bfloat16" not in n])
@@ -164,13 +194,35 @@ def test_scenes_a_second_are_those_of_the_times(tmp_path, monkeypatch):
     file = tmp_path / "scenes.json"
     monkeypatch.setattr(scenes, "SIZES", (16, 32))
     monkeypatch.setattr(scenes, "WORKERS", (0,))
+    monkeypatch.setattr(scenes, "BATCHES", 3)
     arguments = ["scenes", "--batch", "2", "--rounds", "1", "--json", str(file)]
     monkeypatch.setattr(sys, "argv", arguments)
     assert scenes.main() == 0
     tables = json.loads(file.read_text())["tables"]
-    for title, count in (("one process", 2), ("loaders", 16)):
+    for title, count in (("one process", 2), ("loaders", 6)):
         for timing, rate in zip(tables[title], tables[f"{title}, rates"], strict=True):
             assert rate["scenes_a_second"] == pytest.approx(count / timing["seconds"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_works_for_its_own_round_and_nothing_of_it_is_ready(workers):
+    loading, drawn = scenes.Loading(workers, 2), []
+    before = multiprocessing.active_children()
+    for _ in range(2):
+        with loading.at_work():
+            assert len(multiprocessing.active_children()) == len(before) + workers
+            drawn.append(next(loading.loader))
+        assert multiprocessing.active_children() == before
+    # Two batches of two are ordered of a worker ahead.
+    assert [batch["image_id"].tolist() for batch in drawn] == [[4 * workers, 4 * workers + 1]] * 2
+    assert not torch.equal(*[batch["image"] for batch in drawn]), "no round repeats another"
+
+
+def test_the_clock_of_this_process_does_not_time_workers(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scenes", "--clock", "cpu"])
+    with pytest.raises(SystemExit):
+        scenes.main()
+    assert "does not count what workers draw" in capsys.readouterr().err
 
 
 def test_a_card_is_large_enough_or_not():

@@ -12,6 +12,7 @@ from ldm.data.playroom.labels import (
     RELATION_NAMES,
     STATE_NAMES,
     LabelledScenes,
+    recognisable,
 )
 from ldm.data.playroom.scene import render_scene
 from ldm.data.playroom.spec import spec_from_names
@@ -180,10 +181,21 @@ class TestReading:
 
     def test_accuracy_counts_what_is_missed(self, judge):
         scenes = [render_scene(spec_from_names(["dog", "chair"], "on", seed=k)) for k in range(2)]
+        assert all(recognisable(each) for one in scenes for each in one.objects)
+        judge.network.presence.bias.data.fill_(-1e4)  # nothing is there
         found = accuracy(judge, scenes, pictures(scenes))
-        assert len(found["places"]) == 2
-        assert len(found["objects"]) >= 4
-        assert set(found["objects"]) <= {0.0, 1.0}
+        assert found["objects"] == [0.0] * 4
+        assert len(found.pop("places")) == 2
+        assert not any(values for name, values in found.items() if name != "objects")
+
+    def test_accuracy_counts_what_is_made_up(self, judge):
+        scenes = [render_scene(spec_from_names(["dog"], seed=k)) for k in range(2)]
+        judge.network.presence.bias.data[NAMES.index("dog")] = -1e4
+        names = [{thing.name for thing in each.things} for each in judge.read(pictures(scenes))]
+        assert all(names)
+        assert not any("dog" in each for each in names)
+        found = accuracy(judge, scenes, pictures(scenes))
+        assert found["objects"] == [0.0] * (2 + sum(map(len, names)))
 
 
 @pytest.mark.skipif(not WEIGHTS.is_file(), reason="the judge's weights are not here")

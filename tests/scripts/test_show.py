@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from ldm.checkpoint import save_safetensors
-from ldm.data.playroom import get_concept_set
+from ldm.data.playroom import PlayroomConcepts, get_concept_set
 from ldm.evaluation.judge_network import JudgeNetwork
+from ldm.training.cli import parse
+from ldm.training.config import load_config
+from ldm.training.run import build_data
 from ldm.training.sets import set_of, words_of
 from scripts import gallery, measure_sampling, minimal
 
@@ -22,7 +26,7 @@ def write_run(root: Path, name: str = NAME) -> Path:
     (root / "configs").mkdir(parents=True)
     (root / "checkpoints").mkdir()
     (root / "configs/now-project.yaml").write_text(
-        f"data: {{params: {{train: {{params: {{name: {name}}}}}}}}}\n"
+        f"seed: 0\ndata: {{params: {{train: {{params: {{name: {name}}}}}}}}}\n"
     )
     generator = torch.Generator().manual_seed(0)
     shows = get_concept_set(name).shows
@@ -81,6 +85,34 @@ class TestGallery:
         picture = Image.open(out)
         assert picture.width == 2 * gallery.MARGIN + 6 * gallery.TILE + 5 * gallery.GAP
         assert out.stat().st_size <= gallery.MOST_BYTES
+
+    @pytest.mark.parametrize(
+        "given", [["--seed", "7"], ["n_images=6"], ["--seed", "7", "seed=3", "n_images=2"]]
+    )
+    def test_it_shows_the_pictures_that_were_learned_from(self, given, tmp_path):
+        told = [f"data.params.train.params.{one}" if "=" in one else one for one in given]
+        config = load_config(parse(["--base", "configs/mcpl.yaml", *told]))
+        (tmp_path / "configs").mkdir()
+        OmegaConf.save(config, tmp_path / "configs/now-project.yaml")
+        learned, shown = build_data(config, None).datasets["train"], gallery.data_of(tmp_path)
+        assert [one.image.tobytes() for one in shown.scenes] == [
+            one.image.tobytes() for one in learned.scenes
+        ]
+
+    @pytest.mark.parametrize(
+        ("count", "heading", "look"),
+        [
+            (1, "Learned from one picture and one sentence", 2),
+            (2, "Learned from two pictures and one sentence", 2),
+            (4, "Learned from four pictures and one sentence", 4),
+            (9, "Learned from 9 pictures (here the first four) and one sentence", 4),
+        ],
+    )
+    def test_it_says_how_many_there_were(self, count, heading, look, monkeypatch):
+        monkeypatch.setattr(gallery, "maps_of", lambda *_: dict.fromkeys("ab", torch.ones(1, 8, 8)))
+        row = gallery.learned_from(None, PlayroomConcepts(NAME, n_images=count))
+        assert row.headings == {0: heading, look: "Where words look"}
+        assert len(row.tiles) == min(count, 4) + 2 <= gallery.COLUMNS
 
     def test_a_folder_that_is_no_run(self, tmp_path, caplog):
         assert gallery.main(["--run", str(tmp_path), "--out", str(tmp_path / "a.png")]) == 1

@@ -179,8 +179,11 @@ def test_relations_hold(seed: int) -> None:
     wearer, garment = boxes(["bear", "jacket"], "wearing", seed)
     assert garment[1] > wearer[1] + 10
     assert garment[3] <= wearer[3] + 2
-    eater, food = boxes(["hamster", "watermelon"], "eating", seed)
-    assert eater[0] < (food[0] + food[2]) / 2 < eater[2] or eater[0] < food[2]
+    for pair in (["hamster", "watermelon"], ["dog", "bananas"]):
+        eater, food = boxes(pair, "eating", seed)
+        assert min(eater[2], food[2]) - max(eater[0], food[0]) > 8
+        assert eater[1] < food[1] < (eater[1] + eater[3]) / 2 + 12
+        assert food[3] <= eater[3] + 4
 
 
 def test_relations_that_cannot_be_are_refused() -> None:
