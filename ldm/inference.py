@@ -281,7 +281,8 @@ def sample_latents(
             options.steps, len(x_T), shape, cond, eta=options.eta, x_T=x_T, **common
         )[0]
     sampler.make_schedule(options.steps, ddim_eta=options.eta, verbose=False)
-    back = max(1, int(options.strength * options.steps))
+    # Where more steps are visited than asked for, the released script counts those asked for.
+    back = max(1, int(options.strength * min(options.steps, sampler.steps)))
     noisy = sampler.stochastic_encode(start, back, noise=x_T)
     return sampler.decode(noisy, cond, back, **common)
 

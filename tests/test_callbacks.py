@@ -312,6 +312,36 @@ def test_embeddings_are_saved_when_the_training_is_interrupted(tmp_path, words):
     assert all(torch.equal(saved[word], learned[word].detach()) for word in saved)
 
 
+@pytest.mark.parametrize("how", [True, "link"])
+def test_the_last_checkpoint_is_of_the_end_whatever_the_interval(tmp_path, how):
+    saver = callbacks.LastCheckpoint(
+        tmp_path / "c", save_last=how, every_n_train_steps=2, save_top_k=-1
+    )
+    module, _ = fit(tmp_path, saver, steps=3)
+    kept = torch.load(tmp_path / "c/last.ckpt", weights_only=False)
+    assert kept["global_step"] == 3
+    assert torch.equal(kept["state_dict"]["strength"], module.strength)
+    assert (tmp_path / "c/last.ckpt").is_symlink() == (how == "link")
+
+
+def test_the_end_is_saved_once_and_only_where_it_is_wanted(tmp_path):
+    class Counting(callbacks.LastCheckpoint):
+        saved = 0
+
+        def _save_checkpoint(self, trainer, filepath):
+            self.saved += 1
+            super()._save_checkpoint(trainer, filepath)
+
+    options = {"every_n_train_steps": 2, "save_top_k": 0}
+    saver = Counting(tmp_path / "a", save_last=True, **options)
+    fit(tmp_path, saver, steps=4)
+    assert saver.saved == 2, "at steps 2 and 4"
+    fit(tmp_path, callbacks.LastCheckpoint(tmp_path / "b", save_last=False, **options), steps=3)
+    saver = callbacks.LastCheckpoint(tmp_path / "c", save_last=True, **options)
+    fit(tmp_path, saver, steps=3, fast_dev_run=True)
+    assert not list(tmp_path.glob("[bc]/*.ckpt"))
+
+
 def test_cuda_callback_is_silent_on_the_cpu(tmp_path, caplog):
     with caplog.at_level("INFO", logger="ldm.callbacks"):
         fit(tmp_path, callbacks.CUDACallback())

@@ -237,3 +237,33 @@ class TestSampling:
     def test_options_out_of_range(self, wrong):
         with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
             SamplingOptions(**wrong)
+
+
+def test_full_strength_is_all_visited_steps_where_some_coincide(toy):
+    """50 karras timesteps of the usual schedule are 49: two of them round to one."""
+    model = load_model(toy.weights, toy.backbone)
+    sampler = SAMPLERS["dpm"](model)
+    sampler.make_schedule(50, verbose=False)
+    assert sampler.steps == 49
+    start = torch.randn(1, 4, 8, 8)
+    options = SamplingOptions(sampler="dpm", steps=50, scale=1.0, strength=1.0, seed=3)
+    found = sample_latents(model, ["a bear"], options, start=start, progress=False)
+    noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))[None]
+    noisy = sampler.stochastic_encode(start, 49, noise=noise)
+    cond = model.get_learned_conditioning(["a bear"])
+    assert torch.equal(found, sampler.decode(noisy, cond, 49))
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "plms"])
+def test_uniform_steps_count_as_released_where_there_are_more_than_asked_for(toy, sampler):
+    model = load_model(toy.weights, toy.backbone)
+    sampler_ = SAMPLERS[sampler](model)
+    sampler_.make_schedule(7, verbose=False)
+    assert sampler_.steps == 8
+    start = torch.randn(1, 4, 8, 8)
+    options = SamplingOptions(sampler=sampler, steps=7, scale=1.0, strength=1.0, seed=3)
+    found = sample_latents(model, ["a bear"], options, start=start, progress=False)
+    noise = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))[None]
+    noisy = sampler_.stochastic_encode(start, 7, noise=noise)
+    cond = model.get_learned_conditioning(["a bear"])
+    assert torch.equal(found, sampler_.decode(noisy, cond, 7))

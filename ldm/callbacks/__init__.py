@@ -2,10 +2,11 @@
 
 ``SetupCallback``, ``ImageLogger``, ``CUDACallback`` and ``ModeSwapCallback`` stand under the names
 public configs use (``main.ImageLogger``, ...); ``EmbeddingCheckpoint``, ``WordWatch``,
-``RunProgressBar`` and the checkpoint plugin ``AtomicCheckpointIO`` are what the default run adds.
+``RunProgressBar``, ``LastCheckpoint`` and the checkpoint plugin ``AtomicCheckpointIO`` are what the
+default run adds.
 """
 
-from ldm.callbacks.checkpoints import AtomicCheckpointIO
+from ldm.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
 from ldm.callbacks.folders import SetupCallback
 from ldm.callbacks.images import ImageLogger
 from ldm.callbacks.phases import CUDACallback, ModeSwapCallback
@@ -18,6 +19,7 @@ __all__ = [
     "CUDACallback",
     "EmbeddingCheckpoint",
     "ImageLogger",
+    "LastCheckpoint",
     "ModeSwapCallback",
     "RunProgressBar",
     "SetupCallback",

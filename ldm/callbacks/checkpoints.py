@@ -1,7 +1,12 @@
 """How checkpoints are written and read."""
 
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ldm.checkpoint import read_checkpoint, save_torch
@@ -28,3 +33,46 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """The checkpoint's tensors and containers; `weights_only` is accepted and always holds."""
         return read_checkpoint(path, "cpu" if callable(map_location) else map_location)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoints, and the end of the training in ``last.ckpt`` whatever the interval.
+
+    `train_time_interval` may be said in units of time, ``{minutes: 30}``, as a file can say it.
+    """
+
+    def __init__(
+        self,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+        *,
+        train_time_interval: timedelta | Mapping[str, float] | None = None,
+        **params: Any,
+    ) -> None:
+        interval = time_span(train_time_interval)
+        super().__init__(dirpath, filename, train_time_interval=interval, **params)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last state, unless that has just been done."""
+        if not self.save_last or self._should_skip_saving_checkpoint(trainer):
+            return
+        metrics = self._monitor_candidates(trainer)
+        if self.save_last == "link" and self.save_top_k != 0:  # a link needs a file to point to
+            self._save_checkpoint(trainer, self.format_checkpoint_name(metrics))
+        self._save_last_checkpoint(trainer, metrics)
+
+
+def time_span(given: timedelta | Mapping[str, float] | None) -> timedelta | None:
+    """A span of time as a configuration says it: ``{hours: 1, minutes: 30}``.
+
+    Raises:
+        ValueError: for anything but units of time.
+        TypeError: for a unit that there is not.
+    """
+    if given is None or isinstance(given, timedelta):
+        return given
+    if not isinstance(given, Mapping):
+        raise ValueError(
+            f"train_time_interval={given!r}: expected units of time such as {{minutes: 30}}"
+        )
+    return timedelta(**given)

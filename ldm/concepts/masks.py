@@ -165,8 +165,12 @@ class AttentionMask:
         means = self.kept.add(keys, added)[own] if keys else added
         return maps.index_put((index[0], index[1]), means)
 
+    def commit(self) -> None:
+        """The step of which the maps were has been taken: they belong to the running means."""
+        self.kept.commit()
+
     def state_dict(self) -> dict[str, Any]:
-        """The running means, for a checkpoint."""
+        """The running means of all steps that were taken, for a checkpoint."""
         return self.kept.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -194,13 +198,16 @@ class RunningMaps:
     """Mean map per key over all that was added; grows as new keys appear.
 
     Maps of each size have a table of their own, sums (rows, h, w) on the device of the maps. How
-    often a key was added is counted on the host.
+    often a key was added is counted on the host. What was added since the last `commit` belongs to
+    a step that may yet fail: the means have it, `state_dict` does not.
     """
 
     def __init__(self) -> None:
         self.rows: dict[Size, dict[Key, int]] = {}
         self.counts: dict[Size, list[int]] = {}
         self.sums: dict[Size, Tensor] = {}
+        #: The count and the sum, at the last `commit`, of the rows that have changed since.
+        self._before: dict[Size, dict[int, tuple[int, Tensor]]] = {}
 
     def add(self, keys: Sequence[Key], maps: Tensor) -> Tensor:
         """Add maps (n, h, w), one per key; the means (n, h, w) of the same keys afterwards.
@@ -214,6 +221,7 @@ class RunningMaps:
         rows = [table.setdefault(key, len(table)) for key in keys]
         counts += [0] * (len(table) - len(counts))
         sums = self.sums[size] = self._room(size, len(table), maps)
+        self._note(size, rows)
         for places in _turns(rows):
             target = to_device([rows[place] for place in places], maps.device)
             sums.index_add_(0, target, maps[to_device(places, maps.device)])
@@ -221,6 +229,19 @@ class RunningMaps:
             counts[row] += 1
         times = to_device([float(counts[row]) for row in rows], maps.device)
         return sums[to_device(rows, maps.device)] / times[:, None, None]
+
+    def _note(self, size: Size, rows: Sequence[int]) -> None:
+        """Keep what `rows` are now, unless they have changed since the last `commit` already."""
+        before = self._before.setdefault(size, {})
+        first = [row for row in dict.fromkeys(rows) if row not in before]
+        if first:
+            held = self.sums[size][to_device(first, self.sums[size].device)]
+            for row, total in zip(first, held.unbind(), strict=True):
+                before[row] = self.counts[size][row], total
+
+    def commit(self) -> None:
+        """Count what was added: the step that it belongs to has been taken."""
+        self._before = {}
 
     def _room(self, size: Size, rows: int, like: Tensor) -> Tensor:
         """The table of `size` on the device of the maps, with at least `rows` rows."""
@@ -230,21 +251,26 @@ class RunningMaps:
         return torch.cat([sums, like.new_zeros(max(rows, 2 * len(sums)) - len(sums), *size)])
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain containers and tensors: a list of tables."""
-        return {
-            "tables": [
-                {
-                    "keys": [list(key) for key in table],
-                    "counts": list(self.counts[size]),
-                    "sums": self.sums[size][: len(table)].detach().cpu().clone(),
-                }
-                for size, table in self.rows.items()
-            ]
-        }
+        """What was committed, as plain containers and tensors: a list of tables."""
+        tables = [self._committed(size) for size in self.rows]
+        return {"tables": [table for table in tables if table["keys"]]}
+
+    def _committed(self, size: Size) -> dict[str, Any]:
+        """The table of `size` as it was at the last `commit`."""
+        before, counts = self._before.get(size, {}), list(self.counts[size])
+        for row, (count, _) in before.items():
+            counts[row] = count
+        known = sum(count > 0 for count in counts)  # rows of new keys are the last ones
+        sums = self.sums[size][:known].detach().cpu().clone()
+        for row, (count, total) in before.items():
+            if count:
+                sums[row] = total
+        keys = [list(key) for key in self.rows[size]]
+        return {"keys": keys[:known], "counts": counts[:known], "sums": sums}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Become what `state_dict` described."""
-        self.rows, self.counts, self.sums = {}, {}, {}
+        self.rows, self.counts, self.sums, self._before = {}, {}, {}, {}
         for saved in state["tables"]:
             sums = saved["sums"].clone()
             size = (sums.shape[-2], sums.shape[-1])

@@ -96,7 +96,7 @@ class ReleasedMask(AttentionMask):
         """The mask (b, 1, h, w), or ``None`` for no mask."""
         if self.kind == "skip":
             return None
-        _refuse_packed(step)
+        _refuse_several_runs(step)
         attention: Any = step.attention
         maps = attention.maps()
         length = maps.shape[-1]
@@ -139,7 +139,7 @@ class ReleasedContrast(PromptContrast):
             ValueError: when the captions do not all have equally many tokens of the words, and as
                 many of their adjectives.
         """
-        _refuse_packed(step)
+        _refuse_several_runs(step)
         context, positions, words = self.read(step)
         groups = [_pick(context, positions, words)]
         if self.bind_adjectives:
@@ -159,11 +159,11 @@ class ReleasedContrast(PromptContrast):
         return TermValue(rolled_nce(torch.cat(groups), self.temperature).reshape(1), {})
 
 
-def _refuse_packed(step: TrainStep) -> None:
+def _refuse_several_runs(step: TrainStep) -> None:
     if step.runs > 1:
         raise ValueError(
-            f"the released terms mix the images of a batch, so that {step.runs} runs cannot share "
-            "one: train the runs apart, or set reference_quirks: false"
+            f"the released terms mix the images of a step, and this one is of {step.runs} runs: "
+            "give each run a step of its own, as PackedRuns does, or set reference_quirks: false"
         )
 
 

@@ -64,8 +64,6 @@ class ExcitedAttention(WordAttention):
 
     differentiable = True
 
-    differentiable = True
-
     def observe(
         self, q: Tensor, k: Tensor, scale: float, site: AttentionSite | None, grid: Grid | None
     ) -> None:
@@ -166,7 +164,7 @@ class ExcitedSampler(Sampler):
 
     def rule(self) -> Rule:
         """The other sampler's jump, from the moved latent."""
-        jump_from, steps = self.sampler.rule(), len(self._visited())
+        jump_from, steps = self.sampler.rule(), self.steps
 
         def rule(
             guide: Guide, x: Tensor, jump: Jump, noise: Callable[[], Tensor]

@@ -114,13 +114,16 @@ class FirstStage(pl.LightningModule):
         return rearrange(images, "b h w c -> b c h w").float()
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
-        """One step of the autoencoder, and of the discriminator if there is one."""
+        """One step of the autoencoder, and of the discriminator if there is one.
+
+        The last batches of an epoch make a step of their own, however few they are.
+        """
         inputs = self.get_input(batch, self.image_key)
         output = self(inputs)
         if not self.adversarial:
             return self._logged_loss(inputs, output, "train")
         accumulate = self.accumulate_grad_batches
-        update = (batch_idx + 1) % accumulate == 0
+        update = (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch
         for turn, optimizer in enumerate(self.optimizers()):
             with optimizer.toggle_model(sync_grad=update):
                 loss = self._logged_loss(inputs, output, "train", turn)

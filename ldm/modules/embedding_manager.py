@@ -8,7 +8,7 @@ and may have several vectors.
 import inspect
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -74,12 +74,12 @@ class EmbeddingManager(nn.Module):
                 placeholder_strings, initializer_words, num_vectors_per_token, presudo_words
             )
         if per_image_tokens:
-            extra = (LearnableWord(t, vectors=num_vectors_per_token) for t in PER_IMAGE_TOKENS)
-            words = [*words, *extra]
+            words = [*words, *per_image_words(num_vectors_per_token)]
         self.learnable = tuple({word.name: word for word in words}.values())
         if not self.learnable:
             raise ValueError("no word to learn: give words or placeholder_strings")
         self.progressive_words, self.progressive_counter = progressive_words, 0
+        self._not_taken = 0  # the part of the counter of which the step has not been taken
         self.attn_words = as_words(attn_words)
         self.width = embedder.width
         self._first_id = embedder.vocab_size if first_id is None else first_id
@@ -161,7 +161,12 @@ class EmbeddingManager(nn.Module):
         embedded = self._splice(tokenized_text, embedded_text, self._table())[1]
         if self.progressive_words and self.training:
             self.progressive_counter += len(self.string_to_param_dict)
+            self._not_taken += len(self.string_to_param_dict)
         return embedded
+
+    def commit(self) -> None:
+        """Let checkpoints have what was counted since the step before: it has been taken."""
+        self._not_taken = 0
 
     def _table(self) -> Tensor:
         """All vectors of all words, one under the other."""
@@ -177,7 +182,12 @@ class EmbeddingManager(nn.Module):
 
     def embedding_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters that are learned."""
-        return self.string_to_param_dict.parameters()
+        return (p for p in self.string_to_param_dict.parameters() if p.requires_grad)
+
+    def learn_only(self, words: Collection[str]) -> None:
+        """Freeze all other words; they enter text and are saved as before."""
+        for name, vectors in self.string_to_param_dict.items():
+            vectors.requires_grad_(name in words)
 
     def get_embedding_norms_squared(self) -> Tensor:
         """The squared length of every vector of every word (vectors,)."""
@@ -289,6 +299,11 @@ def configured_words(
     ]
 
 
+def per_image_words(vectors: int) -> list[LearnableWord]:
+    """The words for what is special about each picture; they stand for no concept."""
+    return [LearnableWord(token, vectors=vectors, role="other") for token in PER_IMAGE_TOKENS]
+
+
 def initial_vectors(
     embedder: TextEncoder, word: LearnableWord, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -325,7 +340,8 @@ def _store_counter(
     module: EmbeddingManager, state: dict[str, Any], prefix: str, *_ignored: object
 ) -> None:
     """Keep the count of progressive words, so that a resumed run continues at the same point."""
-    state[prefix + _COUNTER] = torch.tensor(module.progressive_counter)
+    taken = module.progressive_counter - module._not_taken
+    state[prefix + _COUNTER] = torch.tensor(taken)
 
 
 def _restore_counter(
@@ -334,4 +350,4 @@ def _restore_counter(
     """Take the count out of a checkpoint that has one; those of other programs do not."""
     counter = state.pop(prefix + _COUNTER, None)
     if counter is not None:
-        module.progressive_counter = int(counter)
+        module.progressive_counter, module._not_taken = int(counter), 0

@@ -19,6 +19,8 @@ MCPL_WORD_LISTS = {
     "bound_adjectives": ("--adj_aug_infonce",),
 }
 
+#: Where runs go unless the command line says.
+LOGS = "logs"
 #: A configuration override: a dotted name, an equals sign, a value.
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
 WORD_LIST_HELP = {
@@ -115,7 +117,8 @@ def _run_arguments(group: argparse._ArgumentGroup) -> None:
                        help="skip the test loop after training")  # fmt: skip
     group.add_argument("-n", "--name", default="", help="name of the run, part of its folder")
     group.add_argument("-f", "--postfix", default="", help="appended to the folder's name")
-    group.add_argument("-l", "--logdir", default="logs", help="where the runs' folders are made")
+    group.add_argument("-l", "--logdir", default=None,
+                       help="where the runs' folders are made (default: logs)")  # fmt: skip
     group.add_argument("-p", "--project", default=None, help="same as --logdir")
     group.add_argument("-r", "--resume", default="", metavar="RUN",
                        help="continue a run: its folder or a checkpoint in it")  # fmt: skip
@@ -176,8 +179,8 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
     arguments = [argument for argument in arguments if not OVERRIDE.match(argument)]
     flags, unknown = build_parser().parse_known_args(arguments)
-    if flags.project is not None:
-        flags.logdir = flags.project
+    given_folder = flags.logdir if flags.project is None else flags.project
+    flags.logdir_given, flags.logdir = given_folder is not None, given_folder or LOGS
     # "--base a.yaml seed=1": what has an equals sign is no file.
     given = [*flags.base, *flags.data_roots]
     overrides += [entry for entry in given if "=" in entry and not Path(entry).exists()]

@@ -1,7 +1,7 @@
 """From a command line to one resolved configuration."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,17 +11,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config_files import merge_files, over_backbone, read_backbone
 from ldm.errors import UserError
+from ldm.prompts.sentence import as_words
 from ldm.training.cli import Options
 
 logger = logging.getLogger(__name__)
 
 #: How a drawn set is named where a folder is expected, and the dataset it stands for.
 DRAWN, CONCEPT_SET = "playroom:", "ldm.data.playroom.PlayroomConcepts"
-#: What else a drawn set's configuration says, and keeps when the pictures are others.
-KEPT_OPTIONS = (
-    "size", "seed", "flip_p", "sentence", "own_sentences", "subject_separation", "given_masks",
-)  # fmt: skip
+#: Options that say which pictures a dataset has, and do not hold for others in their place.
+OF_PICTURES = frozenset({"name", "folder", "data_root"})
 
+#: What makes a checkpoint due; only one of them may be given.
+TRIGGERS = ("every_n_train_steps", "every_n_epochs", "train_time_interval")
 MCPL_TARGET = "ldm.models.diffusion.mcpl.MCPL"
 
 
@@ -44,12 +45,23 @@ def load_config(options: Options) -> DictConfig:
         config.backbone = overrides.pop("backbone")
     if isinstance(config.get("backbone"), str):
         config.backbone = read_backbone(config.backbone)
+    _forget_triggers(config, overrides)
     config = over_backbone(cast(DictConfig, OmegaConf.merge(config, overrides)))
     if "model" not in config or "target" not in config.model:
         raise UserError(f"no 'model' with a 'target' in {', '.join(map(str, flags.base))}")
     _apply_concept_flags(config, flags)
     _apply_run_flags(config, options)
     return config
+
+
+def _forget_triggers(config: DictConfig, overrides: DictConfig) -> None:
+    """Take out what the files say of when checkpoints are due, if an override says it."""
+    place = "lightning.modelcheckpoint.params"
+    said = OmegaConf.select(overrides, place) or {}
+    known = OmegaConf.select(config, place) or {}
+    if any(name in said for name in TRIGGERS):
+        for name in TRIGGERS:
+            known.pop(name, None)
 
 
 def _apply_run_flags(config: DictConfig, options: Options) -> None:
@@ -66,9 +78,7 @@ def _apply_run_flags(config: DictConfig, options: Options) -> None:
     if flags.batch_size is not None:
         OmegaConf.update(config, "data.params.batch_size", flags.batch_size, force_add=True)
     if flags.data_root:
-        for part in ("train", "validation"):
-            if OmegaConf.select(config, f"data.params.{part}.params") is not None:
-                config.data.params[part] = point_at(config.data.params[part], flags.data_root)
+        point_data_at(config, flags.data_root)
     _list_runs(config, flags)
     for name, value in options.trainer.items():
         OmegaConf.update(config, f"lightning.trainer.{name}", yaml.safe_load(value), force_add=True)
@@ -101,49 +111,89 @@ def list_runs(roots: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]
     return runs
 
 
+def point_data_at(config: DictConfig, data_root: str) -> None:
+    """Take the pictures from `data_root`, those to validate on as well, if there are any."""
+    for part in ("train", "validation"):
+        dataset = OmegaConf.select(config, f"data.params.{part}")
+        if dataset is not None:
+            config.data.params[part] = point_at(dataset, data_root)
+
+
 def point_at(dataset: DictConfig, data_root: str) -> DictConfig:
     """The dataset's configuration with its pictures taken from `data_root`.
 
-    ``playroom:<name>`` stands for a drawn set of that name, anything else for a folder.
+    ``playroom:<name>`` stands for a drawn set of that name, anything else for a folder. Every
+    option stays that does not say which pictures there were: whether there is such an option is for
+    the dataset to say.
     """
-    params = dict(dataset.params)
-    drawn = data_root.startswith(DRAWN)
-    if drawn or dataset.target == CONCEPT_SET:
-        kept = {key: params[key] for key in KEPT_OPTIONS if key in params}
-        if drawn and "n_images" in params:
-            kept["n_images"] = params["n_images"]
-        target = CONCEPT_SET if drawn else "ldm.data.personalized.PersonalizedBase"
-        name = {"name": data_root.removeprefix(DRAWN)} if drawn else {"data_root": data_root}
-        return OmegaConf.create({"target": target, "params": {**kept, **name}})
-    return OmegaConf.create({**dataset, "params": {**params, "data_root": data_root}})
+    params = dict(dataset.get("params") or {})
+    drawn, was_drawn = data_root.startswith(DRAWN), dataset.get("target") == CONCEPT_SET
+    if not drawn and not was_drawn:
+        return OmegaConf.create({**dataset, "params": {**params, "data_root": data_root}})
+    gone = OF_PICTURES if drawn else OF_PICTURES | {"n_images"}
+    kept = {name: value for name, value in params.items() if name not in gone}
+    target = CONCEPT_SET if drawn else "ldm.data.personalized.PersonalizedBase"
+    pictures = {"name": data_root.removeprefix(DRAWN)} if drawn else {"data_root": data_root}
+    return OmegaConf.create({"target": target, "params": {**kept, **pictures}})
+
+
+# -- the words to learn
+
+
+def public_params(config: DictConfig) -> Mapping[str, Any]:
+    """What a public ``personalization_config`` says; empty without one."""
+    return OmegaConf.select(config, "model.params.personalization_config.params") or {}
+
+
+def public_words(config: DictConfig) -> tuple[str, list[str]] | None:
+    """The sentence of a public ``personalization_config`` and its words to learn, or ``None``.
+
+    Its placeholders in a row are the sentence. ``presudo_words`` are the words of it to learn;
+    without them the placeholders are.
+    """
+    params = public_params(config)
+    given, named = params.get("placeholder_strings"), as_words(params.get("presudo_words"))
+    places = [given] if isinstance(given, str) else list(given or named)
+    return (" ".join(places), list(named or places)) if places else None
 
 
 def _apply_concept_flags(config: DictConfig, flags: Any) -> None:
     """Write the words to learn under ``concept``, and MCPL's terms under ``model.params``."""
     _refuse_contradictions(config, flags)
-    concept: dict[str, Any] = {}
     if flags.sentence is not None:
-        concept = {"sentence": flags.sentence, "strategy": flags.strategy or "one"}
+        config.concept = {"sentence": flags.sentence, "strategy": flags.strategy or "one"}
     elif flags.placeholder_string is not None or flags.init_word is not None:
-        sentence = flags.placeholder_string or "*"
-        concept = {
-            "placeholder_string": sentence,
-            "pseudo_words": flags.pseudo_words or ([sentence] if " " not in sentence else None),
-            "adjectives": flags.bound_adjectives or [],
-            "init_word": flags.init_word,
-        }
-        if concept["pseudo_words"] is None:
-            raise UserError(
-                f"--placeholder_string {sentence!r} is a sentence: say which words to learn, "
-                "for example --pseudo_words '*,@'"
-            )
-    elif flags.strategy is not None:
+        config.concept = _released_concept(config, flags)
+    if flags.strategy is not None:
         OmegaConf.update(config, "concept.strategy", flags.strategy, force_add=True)
-    if concept:
-        config.concept = concept
     if flags.embedding_manager_ckpt:
         OmegaConf.update(config, "concept.embeddings", flags.embedding_manager_ckpt, force_add=True)
     _apply_terms(config, flags)
+
+
+def _released_concept(config: DictConfig, flags: Any) -> dict[str, Any]:
+    """The words that ``--placeholder_string`` says, or without it the configuration; else "*".
+
+    Raises:
+        UserError: for a sentence of which nobody says which words to learn.
+    """
+    known = config.get("concept") or {}
+    if flags.placeholder_string is None and known.get("placeholder_string") is not None:
+        return {**known, "init_word": flags.init_word}
+    sentence, words = flags.placeholder_string, flags.pseudo_words
+    if sentence is None:
+        sentence, words = public_words(config) or ("*", ["*"])
+    if not words and " " in sentence:
+        raise UserError(
+            f"--placeholder_string {sentence!r} is a sentence: say which words to learn, "
+            "for example --pseudo_words '*,@'"
+        )
+    return {
+        "placeholder_string": sentence,
+        "pseudo_words": words or [sentence],
+        "adjectives": flags.bound_adjectives or [],
+        "init_word": flags.init_word,
+    }
 
 
 def _refuse_contradictions(config: DictConfig, flags: Any) -> None:
@@ -151,6 +201,11 @@ def _refuse_contradictions(config: DictConfig, flags: Any) -> None:
     given = flags.placeholder_string is not None
     if flags.sentence is not None and given:
         raise UserError("--sentence and --placeholder_string say the same thing: give one of them")
+    if flags.strategy is not None and given:
+        raise UserError(
+            f"--strategy {flags.strategy} is for --sentence: of a --placeholder_string the words "
+            "to learn are named with --pseudo_words"
+        )
     in_sentence = flags.sentence is not None or (config.get("concept") or {}).get("sentence")
     if flags.init_word is not None and not given and in_sentence:
         raise UserError(
@@ -162,33 +217,28 @@ def _refuse_contradictions(config: DictConfig, flags: Any) -> None:
             f"--pseudo_words {','.join(flags.pseudo_words)!r} names words of "
             "--placeholder_string, which is not given"
         )
+    if flags.bound_adjectives and not given:
+        raise UserError(
+            f"--adj_aug_infonce {','.join(flags.bound_adjectives)!r} names words of "
+            "--placeholder_string, which is not given; in a sentence write the adjective in "
+            "brackets: --sentence 'a [brown] <teddy:bear>'"
+        )
+
+
+# -- MCPL's terms
 
 
 def _apply_terms(config: DictConfig, flags: Any) -> None:
     """The released regularisation flags, as parameters of the MCPL module."""
-    params: dict[str, Any] = {}
     known = config.model.get("params") or {}
-    mask = known.get("mask") or {}
-    kind = flags.attn_mask_type or mask.get("kind") or "hard"
-    if flags.attn_words and (mask or kind != "skip"):
-        params["mask"] = {"kind": kind, "words": flags.attn_words}
-    elif flags.attn_mask_type and mask:
-        params["mask"] = {"kind": kind}
-    if flags.contrast_words:
-        with_mask = kind != "skip" and bool(mask or flags.attn_words)
-        given = known.get("contrast") or {}
-        params["contrast"] = {
-            "words": flags.contrast_words,
-            "temperature": _first(
-                flags.infonce_temperature, given.get("temperature"), 0.3 if with_mask else 0.2
-            ),
-            "weight": _first(
-                flags.infonce_scale, given.get("weight"), 0.00075 if with_mask else 0.0005
-            ),
-            "bind_adjectives": bool(flags.bound_adjectives or flags.sentence),
-        }
-        if known.get("reference_quirks") and "RELATE" in (flags.placeholder_string or ""):
-            params["contrast"]["relate"] = True
+    params: dict[str, Any] = {}
+    mask = _mask_terms(known, flags, _attn_words(config, flags))
+    if mask:
+        params["mask"] = mask
+    under = {**(known.get("mask") or {}), **mask}
+    contrast = _contrast_terms(known, flags, masked=bool(under) and under.get("kind") != "skip")
+    if contrast or (contrast is None and known.get("contrast")):
+        params["contrast"] = contrast
     if flags.softmax_words:
         logger.info(
             "--pseudo_words_softmax belongs to the released masks, which it turns into all ones; "
@@ -201,6 +251,52 @@ def _apply_terms(config: DictConfig, flags: Any) -> None:
             OmegaConf.update(config, f"model.params.{name}", value, force_add=True)
 
 
-def _first(*values: float | None) -> float:
-    """The first of `values` that is given."""
-    return next(value for value in values if value is not None)
+def _attn_words(config: DictConfig, flags: Any) -> list[str]:
+    """The words whose attention makes the mask: as given, else a public configuration's.
+
+    A part ``mask`` of the configuration says its own.
+    """
+    if flags.attn_words is not None or "mask" in (config.model.get("params") or {}):
+        return flags.attn_words or []
+    return list(as_words(public_params(config).get("attn_words")))
+
+
+def _mask_terms(known: Mapping[str, Any], flags: Any, words: list[str]) -> dict[str, Any]:
+    """What the flags change in AttnMask; to skip a mask that there is not changes nothing."""
+    mask = known.get("mask") or {}
+    kind = flags.attn_mask_type or mask.get("kind") or "hard"
+    if not (words or flags.attn_mask_type) or (kind == "skip" and not mask):
+        return {}
+    return {"kind": kind, "words": words} if words else {"kind": kind}
+
+
+def _contrast_terms(known: Mapping[str, Any], flags: Any, *, masked: bool) -> dict[str, Any] | None:
+    """What the flags change in PromptCL; ``None`` switches it off, as an empty list of words does.
+
+    Raises:
+        UserError: when its temperature or weight is given and there is none.
+    """
+    tuned = {"temperature": flags.infonce_temperature, "weight": flags.infonce_scale}
+    tuned = {name: value for name, value in tuned.items() if value is not None}
+    if flags.contrast_words is not None and not flags.contrast_words:
+        return None
+    given = known.get("contrast") or {}
+    if not flags.contrast_words and (given or not tuned):
+        return tuned
+    if not flags.contrast_words:
+        raise UserError(
+            "--infonce_temperature and --infonce_scale are those of PromptCL, which this "
+            "configuration does not have: name its words with --pseudo_words_infonce '*,@'"
+        )
+    default = {"temperature": 0.3, "weight": 0.00075} if masked else {
+        "temperature": 0.2, "weight": 0.0005}  # fmt: skip
+    set_here = {name: given[name] for name in default if given.get(name) is not None}
+    terms = {"words": flags.contrast_words, **default, **set_here, **tuned}
+    says_bound = (flags.placeholder_string, flags.bound_adjectives, flags.sentence)
+    if any(each is not None for each in says_bound):
+        terms["bind_adjectives"] = bool(flags.bound_adjectives or flags.sentence)
+    else:
+        terms["bind_adjectives"] = given.get("bind_adjectives", False)
+    if known.get("reference_quirks") and "RELATE" in (flags.placeholder_string or ""):
+        terms["relate"] = True
+    return terms

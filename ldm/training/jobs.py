@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.checkpoint import write_atomic
 from ldm.prompts.sentence import Sentence, apply_strategy
-from ldm.training.config import CONCEPT_SET, point_at
+from ldm.training.config import CONCEPT_SET, point_data_at
 from ldm.training.run import concept_sentence
 
 #: In a run's folder: what it is of, and how many steps it has been learned for.
@@ -51,18 +51,25 @@ def job_config(config: DictConfig, job: Job) -> DictConfig:
     own.pop("runs", None)
     own.seed = job.seed
     if job.data_root:
-        own.data.params.train = point_at(own.data.params.train, job.data_root)
+        point_data_at(own, job.data_root)
     if job.sentence is None:
         return own
     own.concept = {"strategy": job.strategy}
-    train = own.data.params.train
-    if train.target == CONCEPT_SET:
-        train.params.own_sentences = False  # a drawn set has some, and others are asked for
     if isinstance(job.sentence, str):
         own.concept.sentence = job.sentence
-    elif isinstance(job.sentence, Mapping):
-        train.params.sentence = {kind: str(each) for kind, each in job.sentence.items()}
+    for part in ("train", "validation"):
+        dataset = OmegaConf.select(own, f"data.params.{part}")
+        if dataset is not None and dataset.get("params") is not None:
+            _show_with(dataset, job.sentence)
     return own
+
+
+def _show_with(dataset: DictConfig, sentence: Any) -> None:
+    """Have the pictures of a dataset shown with `sentence` and not with those of a drawn set."""
+    if dataset.target == CONCEPT_SET:
+        dataset.params.own_sentences = False  # a drawn set has some, and others are asked for
+    if isinstance(sentence, Mapping):
+        dataset.params.sentence = {kind: str(each) for kind, each in sentence.items()}
 
 
 def job_sentence(own: DictConfig, job: Job) -> Sentence | None:

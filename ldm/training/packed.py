@@ -27,8 +27,8 @@ from ldm.training.host import settle
 from ldm.training.jobs import Job, is_complete, job_config, job_sentence, record
 from ldm.training.run import (
     build_model,
+    explaining,
     given_weights,
-    interruptible,
     limit_threads,
     pictures,
     read_data,
@@ -142,7 +142,7 @@ def _learn_pack(config: DictConfig, model: Any, jobs: Sequence[Job], root: Path)
     each = EachRun(members)
     trainer = _pack_trainer(config, folder, each)
     scale_learning_rate(module, config, trainer)
-    with interruptible(trainer, folder, root):
+    with explaining(trainer, folder, root):
         trainer.fit(module, datamodule=data, ckpt_path=folder.resumed_from, weights_only=False)
     for number, (summary, member) in enumerate(zip(summaries, members, strict=True)):
         if trainer.is_global_zero and each.is_complete(number, module.active):
@@ -204,6 +204,7 @@ def _pack_trainer(config: DictConfig, folder: RunFolder, each: EachRun) -> pl.Tr
     """The trainer of a pack: that of a run alone, and what gives each run its own files."""
     shared: Any = OmegaConf.create(OmegaConf.to_container(config))
     OmegaConf.update(shared, "lightning.modelcheckpoint.params.save_top_k", 0, force_add=True)
+    OmegaConf.update(shared, "data.params.validation", None, force_add=True)  # a pack has none
     trainer: Any = build_trainer(shared, folder, learns_words=True)
     trainer.callbacks.insert(0, each)
     return trainer

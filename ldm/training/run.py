@@ -1,8 +1,9 @@
 """One training run: model and weights, data and words, trainer, and what is left at the end."""
 
+import inspect
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm.checkpoint import load_with_report, read_state_dict
@@ -20,12 +22,13 @@ from ldm.inference import rooted
 from ldm.prompts.sentence import Sentence, apply_strategy, parse_released, parse_sentence
 from ldm.training.cli import Options
 from ldm.training.clock import seconds_running
+from ldm.training.config import public_params, public_words
 from ldm.training.folder import RunFolder, run_folder
 from ldm.training.host import keep_freed_memory, settle
 from ldm.training.summary import Summary, log_table
 from ldm.training.trainer import build_trainer
 from ldm.training.words import check_words, learn_words
-from ldm.util import instantiate_from_config
+from ldm.util import get_obj_from_str, instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +48,8 @@ def concept_sentence(config: DictConfig) -> Sentence | None:
         return apply_strategy(sentence, concept.get("strategy", "one"))
     if concept.get("placeholder_string") is None:
         return _public_placeholder(config)
-    return parse_released(
+    return _released(
+        config,
         concept.placeholder_string,
         list(concept.pseudo_words),
         adjectives=list(concept.get("adjectives") or ()),
@@ -54,12 +58,19 @@ def concept_sentence(config: DictConfig) -> Sentence | None:
 
 
 def _public_placeholder(config: DictConfig) -> Sentence | None:
-    params = OmegaConf.select(config, "model.params.personalization_config.params")
-    if not params or not params.get("placeholder_strings"):
+    found = public_words(config)
+    if found is None:
         return None
-    names = list(params.placeholder_strings)
-    starts = list(params.get("initializer_words") or [])
-    return parse_released(" ".join(names), names, init_word=",".join(starts) or None)
+    starts = [word for word in public_params(config).get("initializer_words") or () if word]
+    return _released(config, *found, init_word=",".join(starts) or None)
+
+
+def _released(config: DictConfig, text: str, words: Sequence[str], **options: Any) -> Sentence:
+    """The sentence of a placeholder; if that is one word, after ``coarse_class_text``."""
+    coarse = OmegaConf.select(config, "data.params.train.params.coarse_class_text")
+    if coarse and list(words) == [text]:
+        text = f"{coarse} {text}"
+    return parse_released(text, words, **options)
 
 
 def build_model(config: DictConfig) -> pl.LightningModule:
@@ -67,6 +78,7 @@ def build_model(config: DictConfig) -> pl.LightningModule:
 
     Raises:
         ValueError: when the weights are of another architecture, or the class takes no such params.
+        UserError: when the backbone's own weights are not there.
     """
     with _telling("model", config.model.target):
         described = cast(dict[str, Any], OmegaConf.to_container(config.model, resolve=True))
@@ -74,9 +86,22 @@ def build_model(config: DictConfig) -> pl.LightningModule:
     model.seed = config.seed
     weights = given_weights(config)
     if weights:
-        path = rooted(weights)
+        path = _weights_file(weights, config)
         load_with_report(model, read_state_dict(path), core=CORE_PREFIXES, source=path)
     return model
+
+
+def _weights_file(weights: str, config: DictConfig) -> Path:
+    """The file of the weights; says where a backbone's own are to be had if they are not there."""
+    path = rooted(weights)
+    backbone = config.get("backbone") or {}
+    if weights == backbone.get("weights") and not path.exists():
+        raise UserError(
+            f"the backbone {backbone.get('name')} has its weights in {weights}, where there is no "
+            "file: models/ldm/text2img-large/README.md says where to get them; a file elsewhere is "
+            "named with --actual_resume CKPT"
+        )
+    return path
 
 
 def given_weights(config: DictConfig) -> str | None:
@@ -94,12 +119,12 @@ def build_data(config: DictConfig, sentence: Sentence | None) -> DataModuleFromC
     strategy = OmegaConf.select(config, "concept.strategy")
     for part in ("train", "validation"):
         entry = data["params"].get(part) or {}
+        _check_pictures(part, entry)
         params = entry.get("params")
         if params is None:
             continue
         if sentence is not None:
-            params.pop("placeholder_token", None)
-            params["sentence"] = sentence
+            _give_sentence(params, sentence, config)
         if strategy is not None:
             params["strategy"] = strategy
         if entry["target"].startswith("ldm.data."):
@@ -109,6 +134,32 @@ def build_data(config: DictConfig, sentence: Sentence | None) -> DataModuleFromC
         module.prepare_data()
         module.setup()
     return module
+
+
+def _check_pictures(part: str, entry: Mapping[str, Any]) -> None:
+    """Refuse a dataset that needs a folder of pictures and is given none.
+
+    Raises:
+        UserError: with the flag that names one.
+    """
+    if not entry.get("target"):
+        return
+    accepted = inspect.signature(get_obj_from_str(entry["target"])).parameters
+    needed = "data_root" in accepted and accepted["data_root"].default is inspect.Parameter.empty
+    if needed and not (entry.get("params") or {}).get("data_root"):
+        raise UserError(
+            f"data.params.{part} ({entry['target']}) has no pictures: give --data_root FOLDER"
+        )
+
+
+def _give_sentence(params: dict[str, Any], sentence: Sentence, config: DictConfig) -> None:
+    """Have the pictures of a dataset shown with `sentence`, whatever else would say one."""
+    params.pop("placeholder_token", None)
+    params["sentence"] = sentence
+    # A class before a placeholder is in the sentence already; before another it is refused.
+    whole = f"{params.get('coarse_class_text')} {sentence.names[0]}"
+    if OmegaConf.select(config, "concept.sentence") is None and sentence.caption.text == whole:
+        params.pop("coarse_class_text", None)
 
 
 @contextmanager
@@ -130,6 +181,16 @@ def scale_learning_rate(model: Any, config: DictConfig, trainer: pl.Trainer) -> 
     factor = factor if config.get("scale_lr", True) else 1
     model.learning_rate = base * factor
     logger.info("learning rate %.3g = %d x %.3g", model.learning_rate, factor, base)
+
+
+def hand_over_accumulation(model: Any, trainer: pl.Trainer) -> None:
+    """Let a model that steps its optimizers itself sum up its batches itself, too.
+
+    Lightning does neither for it, and refuses to.
+    """
+    if not model.automatic_optimization:
+        model.accumulate_grad_batches = trainer.accumulate_grad_batches
+        trainer.accumulate_grad_batches = 1
 
 
 def train(config: DictConfig, options: Options) -> RunFolder:
@@ -156,12 +217,15 @@ def learn(
     model = build_model(config)
     words = learn_words(model, data, config, trained=bool(given_weights(config)))
     settle(model, config)
-    trainer = build_trainer(config, folder, learns_words=words is not None)
+    learns_words = words is not None
+    network_too = learns_words and not model.learns_words
+    trainer = build_trainer(config, folder, learns_words=learns_words, network_too=network_too)
     scale_learning_rate(model, config, trainer)
+    hand_over_accumulation(model, trainer)
     told = pictures(config)
     summary = None if words is None else Summary(model, data.datasets["train"], told)
     try:
-        with interruptible(trainer, folder, folder.root):
+        with explaining(trainer, folder, folder.root):
             trainer.fit(model, datamodule=data, ckpt_path=folder.resumed_from, weights_only=False)
     except KeyboardInterrupt:
         if summary is not None and trainer.is_global_zero and trainer.global_step:
@@ -175,10 +239,19 @@ def learn(
 
 
 @contextmanager
-def interruptible(trainer: pl.Trainer, folder: RunFolder, root: Path) -> Iterator[None]:
-    """Say how to continue the runs in `root` when the one of `folder` is interrupted."""
+def explaining(trainer: pl.Trainer, folder: RunFolder, root: Path) -> Iterator[None]:
+    """Say how to continue the runs in `root` when the one of `folder` is interrupted.
+
+    Raises:
+        UserError: with what Lightning says when the trainer's arguments do not suit the model.
+        KeyboardInterrupt: with the command that goes on from what was saved.
+    """
     try:
         yield
+    except MisconfigurationException as error:
+        raise UserError(
+            f"Lightning refuses this run: {error} (the arguments are those of lightning.trainer)"
+        ) from error
     except SystemExit:
         if not trainer.interrupted:
             raise

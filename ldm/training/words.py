@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from ldm.errors import UserError
 from ldm.prompts.sentence import LearnableWord, Sentence
 from ldm.prompts.spans import find_words
+from ldm.training.config import public_params
 from ldm.util import step_generator
 
 logger = logging.getLogger(__name__)
@@ -79,12 +80,13 @@ def learn_words(
             "a trained model with --actual_resume CKPT"
         )
     options = {"generator": step_generator(config.seed, 0, 0, RANDOM_STREAM)}
-    public = OmegaConf.select(config, "model.params.personalization_config.params") or {}
+    public = public_params(config)
     vectors = public.get("num_vectors_per_token", 1)
     words = [replace(word, vectors=max(word.vectors, vectors)) for word in dataset.words]
     options.update({name: public[name] for name in KEPT_OPTIONS if name in public})
     model.learn(words, **options)
     earlier = OmegaConf.select(config, "concept.embeddings")
+    earlier = earlier or public.get("embedding_manager_ckpt")
     if earlier:
         _continue_from(earlier, model.embedding_manager)
     if getattr(dataset, "cacheable", False):
@@ -95,7 +97,7 @@ def learn_words(
 
 
 def _continue_from(path: str, manager: Any) -> None:
-    """Let the words start from those of an earlier run."""
+    """Let the words start from those of an earlier run; its other words stay as they are."""
     wanted = list(manager.words)
     manager.load(path)
     missing = [word for word in wanted if word not in manager.words]
@@ -104,6 +106,7 @@ def _continue_from(path: str, manager: Any) -> None:
             f"{path} does not have the words {missing} of the sentence; it has "
             f"{list(manager.words)}"
         )
+    manager.learn_only(wanted)
 
 
 @rank_zero_only

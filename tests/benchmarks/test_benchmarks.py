@@ -102,6 +102,7 @@ class TestWorkload:
         assert len(words) == 2
 
     def test_parts_add_up_to_a_step(self, work):
+        work.step()  # what is kept for all steps is made in the first
         work.number = 4
         with Operations() as whole, workload.encoding_every_step(work):
             work.loss().backward()

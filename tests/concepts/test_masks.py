@@ -180,11 +180,35 @@ def test_running_means_continue_from_a_file_bit_for_bit(tmp_path):
     expected = [through(step) for step in steps]
     for step in steps[:3]:
         before(step)
+        before.commit()
     save_torch({"attention_mask": before.state_dict()}, tmp_path / "last.ckpt")
     after.load_state_dict(read_checkpoint(tmp_path / "last.ckpt")["attention_mask"])
     for step, mask in zip(steps[3:], expected[3:], strict=True):
         assert torch.equal(after(step), mask)
     assert not torch.equal(AttentionMask("soft")(steps[4]), expected[4])
+
+
+def test_maps_of_a_step_that_was_not_taken_count_in_the_mean_and_in_no_file():
+    sizes = ((4, 4), (4, 4), (4, 6))
+    steps = [
+        attended(grid=g, latent=g, image_id=torch.tensor([i, 7, 7])) for i, g in enumerate(sizes)
+    ]
+    taken, cut_short, through = (AttentionMask("soft", average="running") for _ in range(3))
+    for mask in (taken, cut_short):
+        mask(steps[0])
+        mask.commit()
+    seen = [cut_short(step) for step in steps[1:]]
+    kept = cut_short.state_dict()
+    assert len(kept["tables"]) == 1, "nothing of a size that only the step has"
+    assert kept["tables"][0]["keys"] == taken.state_dict()["tables"][0]["keys"]
+    assert kept["tables"][0]["counts"] == taken.state_dict()["tables"][0]["counts"]
+    assert torch.equal(kept["tables"][0]["sums"], taken.state_dict()["tables"][0]["sums"])
+    through(steps[0])
+    assert torch.equal(through(steps[1]), seen[0])
+    taken.load_state_dict(kept)
+    assert torch.equal(taken(steps[1]), seen[0]), "the step again is the same step"
+    cut_short.commit()
+    assert len(cut_short.state_dict()["tables"]) == 2
 
 
 class Words:

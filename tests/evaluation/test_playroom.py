@@ -100,6 +100,8 @@ def test_samples_are_read_in_the_order_of_their_captions(model, scenes, judge):
     assert len(found.fidelity) == len(found.specs) == len(found.pictures) == 3
     names = [[thing.name for thing in one.objects] for one in scenes]
     assert [[thing.name for thing in spec.objects] for spec in found.specs] == names
+    assert len(found.seen) == 6
+    assert sum(found.seen) == len(found.overlaps["noun"])
     alone = sampled(model, judge, scenes[:1], sample, RESOLUTIONS)
     assert torch.allclose(alone.pictures[0], found.pictures[0], atol=1e-4)
 

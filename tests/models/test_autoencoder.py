@@ -92,9 +92,9 @@ def images(count: int = 4) -> Tensor:
     return picture
 
 
-def train(model: pl.LightningModule, steps: int, **trainer: Any) -> pl.Trainer:
-    """Train on the same pictures for `steps` batches with the real trainer."""
-    loader = DataLoader([{"image": image} for image in images(4)], batch_size=4)
+def train(model: pl.LightningModule, steps: int, batch_size: int = 4, **trainer: Any) -> pl.Trainer:
+    """Train on the same four pictures for `steps` epochs with the real trainer."""
+    loader = DataLoader([{"image": image} for image in images(4)], batch_size=batch_size)
     runner = pl.Trainer(
         accelerator="cpu",
         logger=False,
@@ -269,11 +269,18 @@ def test_discriminator_waits_for_its_start():
 
 def test_batches_of_a_step_are_summed_before_two_optimizers_move():
     model = AutoencoderKL(TINY, lossconfig("TinyLPIPS", disc_start=0), embed_dim=4)
-    model.learning_rate, model.accumulate_grad_batches = 1e-3, 2
+    model.learning_rate, model.accumulate_grad_batches = 1e-3, 4
     before = snapshot(model)
-    # An epoch of one batch is half a step.
-    train(model, steps=1)
-    assert not changed(model, before)
+    assert train(model, steps=2, batch_size=1).global_step == 2 * 2, "one step of each an epoch"
+    assert changed(model, before)
+
+
+def test_the_last_batches_of_an_epoch_are_not_carried_over():
+    model = AutoencoderKL(TINY, lossconfig("TinyLPIPS", disc_start=0), embed_dim=4)
+    model.learning_rate, model.accumulate_grad_batches = 1e-3, 3
+    runner = train(model, steps=1, batch_size=1)
+    assert runner.global_step == 2 * 2, "of three batches and of one"
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_vq_autoencoder_trains_its_codes():

@@ -135,6 +135,13 @@ BATCH = {
 }
 
 
+SCHEDULE = {
+    "target": "ldm.lr_scheduler.LambdaLinearScheduler",
+    "params": {"warm_up_steps": [10], "cycle_lengths": [100], "f_start": [0.1],
+               "f_max": [1.0], "f_min": [0.5]},
+}  # fmt: skip
+
+
 class TestWhatIsTrained:
     def test_words_alone(self, toy):
         model = toy()
@@ -147,6 +154,17 @@ class TestWhatIsTrained:
         assert not any(m.training for m in model.model.modules())
         assert not any(m.training for m in model.cond_stage_model.modules())
 
+    def test_words_have_the_decay_and_the_schedule_of_the_model(self, toy):
+        plain, model = toy(), toy(scheduler_config=SCHEDULE, weight_decay=0.3)
+        for each in (plain, model):
+            each.learn([LearnableWord("<teddy>", "bear")])
+            each.learning_rate = 1.0
+        assert plain.configure_optimizers().param_groups[0]["weight_decay"] == 0.01
+        (optimizer,), (schedule,) = model.configure_optimizers()
+        (group,) = optimizer.param_groups
+        assert (group["weight_decay"], schedule["interval"]) == (0.3, "step")
+        assert group["lr"] == pytest.approx(0.1)
+
     def test_words_and_network(self, toy):
         model = toy(unfreeze_model=True, model_lr=1e-5)
         model.learn([LearnableWord("<teddy>", "bear")])
@@ -157,12 +175,7 @@ class TestWhatIsTrained:
         assert model.strict_loading, "a checkpoint of such a run holds everything"
 
     def test_network_from_scratch_with_a_schedule_of_the_rate(self, toy):
-        scheduler = {
-            "target": "ldm.lr_scheduler.LambdaLinearScheduler",
-            "params": {"warm_up_steps": [10], "cycle_lengths": [100], "f_start": [0.1],
-                       "f_max": [1.0], "f_min": [0.5]},
-        }  # fmt: skip
-        model = toy(scheduler_config=scheduler)
+        model = toy(scheduler_config=SCHEDULE)
         model.learning_rate = 1.0
         (optimizer,), (schedule,) = model.configure_optimizers()
         assert schedule["interval"] == "step"
@@ -214,7 +227,7 @@ class TestRandomness:
 
 class TestPosteriors:
     def test_kept_ones_give_the_same_latents(self, toy):
-        model = toy()
+        model = toy().train()
         fresh, _ = model.latents(BATCH)
         model.cache_posteriors()
         first, _ = model.latents(BATCH)
@@ -225,7 +238,7 @@ class TestPosteriors:
         assert len(model.posteriors) == 2
 
     def test_a_flip_is_a_picture_of_its_own(self, toy):
-        model = toy()
+        model = toy().train()
         model.cache_posteriors()
         model.latents(BATCH)
         model.latents(BATCH | {"flip": torch.tensor([True, True])})

@@ -252,42 +252,76 @@ class Pictures(Dataset):
         }  # fmt: skip
 
 
-def trained(vocabulary, folder, steps, resume=None, **options) -> MCPL:
+def trained(vocabulary, folder, steps, resume=None, callbacks=(), **options) -> MCPL:
     torch.manual_seed(1)
-    model = toy(
-        vocabulary,
-        mask={"kind": "soft", "average": "running"},
-        contrast={"weight": 0.1},
-        **options,
-    )
-    model.learn(captions_of("one")[1])
+    model = toy(vocabulary, mask={"kind": "soft", "average": "running"}, contrast={"weight": 0.1})
+    model.learn(captions_of("one")[1], progressive_words=True)
     data = DataModuleFromConfig(2, train={"target": f"{__name__}.Pictures"}, num_workers=0)
     trainer = pl.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False,
+        max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=bool(callbacks),
         enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+        callbacks=list(callbacks), **options,
     )  # fmt: skip
     trainer.fit(model, data, ckpt_path=resume, weights_only=False)
     trainer.save_checkpoint(folder / f"{steps}.ckpt")
     return model
 
 
+def assert_same(mine: MCPL, theirs: MCPL) -> None:
+    """Bit for bit the same words, counts and maps."""
+    states = (dict(model.embedding_manager.state_dict()) for model in (mine, theirs))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
+    ((mine_,), (theirs_,)) = (m.attention_mask.state_dict()["tables"] for m in (mine, theirs))
+    assert torch.equal(mine_.pop("sums"), theirs_.pop("sums"))
+    assert mine_ == theirs_
+
+
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(vocabulary, tmp_path):
     through = trained(vocabulary, tmp_path, 4)
     expected = torch.load(tmp_path / "4.ckpt", weights_only=False)
     trained(vocabulary, tmp_path, 2)
-    resumed = trained(vocabulary, tmp_path, 4, resume=tmp_path / "2.ckpt")
-    for mine, theirs in zip(
-        resumed.embedding_manager.embedding_parameters(),
-        through.embedding_manager.embedding_parameters(),
-        strict=True,
-    ):
-        assert torch.equal(mine, theirs)
-    mine, theirs = resumed.attention_mask.state_dict(), through.attention_mask.state_dict()
-    assert mine["tables"][0]["keys"] == theirs["tables"][0]["keys"]
-    assert mine["tables"][0]["counts"] == theirs["tables"][0]["counts"]
-    assert torch.equal(mine["tables"][0]["sums"], theirs["tables"][0]["sums"])
-    assert max(theirs["tables"][0]["counts"]) > 1
+    assert_same(trained(vocabulary, tmp_path, 4, resume=tmp_path / "2.ckpt"), through)
+    assert max(through.attention_mask.state_dict()["tables"][0]["counts"]) > 1
     assert {key.split(".")[0] for key in expected["state_dict"]} == {"embedding_manager"}
+
+
+class Outage(pl.Callback):
+    """Fails once, in a hook of one batch."""
+
+    def __init__(self, hook: str, batch: int) -> None:
+        def fail(trainer, *_):
+            if trainer.fit_loop.epoch_loop.batch_progress.total.ready == batch + 1:
+                raise RuntimeError("outage")
+
+        setattr(self, hook, fail)
+
+
+def last_words(folder) -> pl.callbacks.ModelCheckpoint:
+    """What keeps ``last.ckpt`` when a run fails, and at no other time."""
+    return pl.callbacks.ModelCheckpoint(
+        folder, save_last=True, save_on_exception=True, every_n_train_steps=100
+    )
+
+
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_before_optimizer_step"])
+def test_a_run_that_failed_in_a_step_continues_as_if_it_had_not(vocabulary, tmp_path, hook):
+    through = trained(vocabulary, tmp_path, 4)
+    with pytest.raises(RuntimeError, match="outage"):
+        trained(vocabulary, tmp_path, 4, callbacks=[Outage(hook, 2), last_words(tmp_path)])
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert saved["DataModuleFromConfig"] == {"next_step": 2}
+    assert sum(saved["attention_mask"]["tables"][0]["counts"]) == 2 * 2 * 4
+    assert_same(trained(vocabulary, tmp_path, 4, resume=tmp_path / "last.ckpt"), through)
+
+
+def test_what_half_a_group_of_batches_counted_is_not_kept(vocabulary, tmp_path):
+    callbacks = [Outage("on_before_backward", 3), last_words(tmp_path)]
+    with pytest.raises(RuntimeError, match="outage"):
+        trained(vocabulary, tmp_path, 4, callbacks=callbacks, accumulate_grad_batches=2)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
+    assert saved["DataModuleFromConfig"] == {"next_step": 2}
+    assert sum(saved["attention_mask"]["tables"][0]["counts"]) == 2 * 2 * 4
+    assert saved["state_dict"]["embedding_manager.progressive_counter"] == 2 * 2
 
 
 def test_several_resolutions_and_rectangular_latents_make_masks(vocabulary):

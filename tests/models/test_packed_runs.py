@@ -4,15 +4,17 @@ import copy
 import json
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
+from ldm.data.module import DataModuleFromConfig
 from ldm.data.packed import PackedDataset
 from ldm.data.personalized import PersonalizedBase
 from ldm.data.playroom import PlayroomConcepts
 from ldm.data.steps import StepBatchSampler, StepKey, collate
 from ldm.models.diffusion.lego import Lego
 from ldm.models.diffusion.mcpl import MCPL
-from ldm.models.diffusion.packed import PackedRuns
+from ldm.models.diffusion.packed import PackedRuns, checkpoint_of
 from ldm.modules.encoders.text import distinct
 from tests.golden import fill
 from tests.training.toy import PIXELS, VOCAB, backbone, write_images
@@ -139,6 +141,41 @@ def test_a_packed_run_is_the_run_alone(described, folder, name):
         )
 
 
+def test_a_packed_run_with_the_released_soft_mask_is_the_run_alone(described, folder):
+    """The gradient that reaches the words through such a mask is there in a pack, too."""
+    larger = copy.deepcopy(described) | {"image_size": 16}  # the released masks read 16x16 maps
+    larger["unet_config"]["params"] |= {"image_size": 16, "num_res_blocks": 2}
+    data = [PersonalizedBase(folder / "plain", 32, seed=s, sentence=SENTENCES[0]) for s in (0, 1)]
+    options = {"mask": {"kind": "soft"}, "reference_quirks": True}
+    apart, together = (models(larger, data, **options) for _ in range(2))
+    said = packed(together, data, 2)
+    for run, (own, model) in enumerate(zip(data, apart, strict=True)):
+        expected = alone(model, own, 2)
+        torch.testing.assert_close([step[run] for step in said], expected)
+        torch.testing.assert_close(words_of(together[run]), words_of(model), rtol=0, atol=1e-5)
+
+
+def test_checkpoints_have_the_running_maps_of_every_step_that_was_taken(described, folder):
+    data = sets("one", folder)[:2]
+    runs = models(described, data, mask={"kind": "hard", "average": "running"})
+    sources = [DataModuleFromConfig(BATCH, num_workers=0) for _ in data]
+    for source, own in zip(sources, data, strict=True):
+        source.datasets["train"] = own
+    together = PackedRuns(runs)
+    together.learning_rate = 1e-2
+    trainer = pl.Trainer(
+        max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder,
+    )  # fmt: skip
+    trainer.fit(together, DataModuleFromConfig.packed(sources))
+    for run in runs:
+        ((size, counts),) = run.attention_mask.kept.counts.items()
+        assert size == (8, 8)
+        (table,) = run.attention_mask.state_dict()["tables"]
+        assert table["counts"] == counts
+        assert sum(counts) >= 2 * BATCH
+
+
 def test_one_run_of_a_pack_alone_is_that_run_bit_for_bit(described, folder):
     data = sets("one", folder)[:1]
     (apart,), together = (models(described, data, mask=MASK) for _ in range(2))
@@ -184,6 +221,37 @@ def test_gradients_are_clipped_run_by_run(described, folder, algorithm):
     torch.testing.assert_close(now, small, rtol=0, atol=0)
     big = torch.cat([v.grad for v in runs[1].embedding_manager.embedding_parameters()])
     assert (big.norm() if algorithm == "norm" else big.max()) <= 100.001
+
+
+def test_the_decay_and_the_schedule_are_those_of_a_run_alone(described, folder):
+    schedule = {
+        "target": "ldm.lr_scheduler.LambdaLinearScheduler",
+        "params": {"warm_up_steps": [4], "cycle_lengths": [100], "f_start": [0.1],
+                   "f_max": [1.0], "f_min": [0.5]},
+    }  # fmt: skip
+    recipe = {"scheduler_config": schedule, "weight_decay": 0.3}
+    runs = models(described, sets("one", folder), **recipe)
+    together = PackedRuns(runs)
+    together.learning_rate = 1e-2
+    (packed_,), (described_,) = together.configure_optimizers()
+    assert len(packed_.param_groups) == len(runs)
+    assert {group["weight_decay"] for group in packed_.param_groups} == {0.3}
+    for _ in range(2):
+        packed_.step()
+        described_["scheduler"].step()
+    # What a run takes out of the pack continues where it was.
+    checkpoint = {"optimizer_states": [packed_.state_dict()], "active": [0, 1, 2],
+                  "lr_schedulers": [described_["scheduler"].state_dict()],
+                  "runs": [{"state_dict": {}}] * 3}  # fmt: skip
+    own = checkpoint_of(checkpoint, 1)
+    (alone_,), (schedule_,) = runs[1].configure_optimizers()
+    alone_.load_state_dict(own["optimizer_states"][0])
+    schedule_["scheduler"].load_state_dict(own["lr_schedulers"][0])
+    for optimizer, scheduler in ((packed_, described_), (alone_, schedule_)):
+        optimizer.step()
+        scheduler["scheduler"].step()
+    assert alone_.param_groups[0]["lr"] == packed_.param_groups[1]["lr"]
+    assert 1e-3 < alone_.param_groups[0]["lr"] < 1e-2
 
 
 def test_runs_that_train_the_network_cannot_share_it(described, folder):

@@ -100,7 +100,15 @@ CASES = {
     "value that is no number": ("--seed many", ["--seed", "many"]),
     "nothing to resume": ("--resume {}/nowhere", ["--resume", "nowhere: no such run"]),
     "resuming a run without a checkpoint": (
-        "--resume {}/unsaved", ["last.ckpt", "without --resume"]),
+        "--resume {}/unsaved --logdir {}/", ["last.ckpt", "without --resume"]),
+    "resuming under another name": (
+        "--resume {}/unsaved --logdir {}/ -n other", ["--name other", "--resume"]),
+    "resuming under another ending": (
+        "--resume {}/unsaved --logdir {}/ -f _b", ["--postfix _b", "--resume"]),
+    "resuming elsewhere": ("--resume {}/unsaved", ["does not lie in --logdir", "logs"]),
+    "weights of the backbone that are not there": (
+        "backbone.weights={}/none.ckpt",
+        ["backbone toy", "models/ldm/text2img-large/README.md", "--actual_resume CKPT"]),
 }  # fmt: skip
 
 

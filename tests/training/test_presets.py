@@ -45,6 +45,14 @@ class TestBase:
             read_yaml(tmp_path / "c.yaml")
 
 
+@pytest.mark.parametrize("name", ["text2img-large", "sd-v1", "sd-v2"])
+def test_a_backbone_says_where_its_weights_are_to_be_had(name):
+    """The page that the files name is there, and says which file each of them looks for."""
+    path, page = REPO / f"configs/backbones/{name}.yaml", "models/ldm/text2img-large/README.md"
+    assert page in path.read_text()
+    assert read_yaml(path).backbone.weights in (REPO / page).read_text()
+
+
 class TestStrategies:
     def test_mcpl_is_one_with_all_regularisation(self):
         full, plain = loaded("mcpl.yaml"), loaded("mcpl-one.yaml")

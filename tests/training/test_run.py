@@ -93,6 +93,15 @@ class TestWhatIsWritten:
         assert len(optimizer["state"]) == len(WORDS)
         assert path.stat().st_size < 100_000
 
+    def test_of_a_network_that_is_trained_too_only_the_last_is_kept(self, toy, tmp_path):
+        free = ("model.params.unfreeze_model=true", "model.params.model_lr=1e-6")
+        assert main(toy.arguments(tmp_path, "--max_steps", "3", *free)) == 0
+        folder = next(tmp_path.iterdir()) / "checkpoints"
+        assert [path.name for path in folder.glob("*.ckpt")] == ["last.ckpt"]
+        last = read_checkpoint(folder / "last.ckpt")
+        assert last["global_step"] == 3
+        assert any(key.startswith("model.diffusion_model.") for key in last["state_dict"])
+
     def test_summary_and_losses(self, finished):
         folder, _ = finished
         summary = json.loads((folder / "summary.json").read_text())
@@ -142,6 +151,18 @@ class TestContinuing:
         assert main(toy.arguments(tmp_path / "logs", "--max_steps", "8")) == 0
         whole = next((tmp_path / "logs").iterdir())
         assert same(vectors(copied), vectors(whole))
+
+    def test_from_an_end_between_two_savings(self, toy, tmp_path):
+        lines = [
+            toy.arguments(tmp_path / name, "--max_steps", n) for name, n in (("a", "3"), ("b", "5"))
+        ]
+        for line in lines:
+            assert main(line) == 0
+        (short,), (whole,) = ((tmp_path / name).iterdir() for name in "ab")
+        assert read_checkpoint(short / "checkpoints/last.ckpt")["global_step"] == 3
+        assert main(["--resume", str(short), "--max_steps", "5"]) == 0
+        assert read_checkpoint(short / "checkpoints/last.ckpt")["global_step"] == 5
+        assert same(vectors(short), vectors(whole))
 
     def test_earlier_configurations_and_tables_stay(self, copied):
         before = {

@@ -16,11 +16,10 @@ from ldm.concepts.anchor import EmbeddingAnchor
 from ldm.concepts.objective import LossTerm
 from ldm.concepts.recorder import WordAttention
 from ldm.models.diffusion.base import DDPM, DiffusionWrapper
-from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.optim import adamw, describe
 from ldm.models.diffusion.posteriors import PosteriorCache
-from ldm.models.diffusion.previews import Preview, preview
+from ldm.models.diffusion.sampled import SampledDDPM
 from ldm.modules.attention_control import AttentionController, controlling
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.modules.embedding_manager import EmbeddingManager
@@ -32,7 +31,7 @@ __all__ = ["DDPM", "DiffusionWrapper", "LatentDiffusion"]
 logger = logging.getLogger(__name__)
 
 
-class LatentDiffusion(DDPM):
+class LatentDiffusion(SampledDDPM):
     """Text-conditional diffusion in latent space.
 
     Args beyond the public ones:
@@ -71,6 +70,8 @@ class LatentDiffusion(DDPM):
         self.cond_stage_key, self.cond_stage_trainable = cond_stage_key, cond_stage_trainable
         self.concat_mode, self.cond_stage_forward = concat_mode, cond_stage_forward
         self.scale_by_std, self.mask_resolution = scale_by_std, tuple(mask_resolution)
+        #: Whether nothing was loaded but a first stage.
+        self.from_scratch = True
         if scale_by_std:
             self.register_buffer("scale_factor", torch.tensor(float(scale_factor)))
         else:
@@ -193,11 +194,14 @@ class LatentDiffusion(DDPM):
         """Encode each image (and its flip) once only; for datasets that can be enumerated."""
         self.posteriors = PosteriorCache(self.encode_first_stage)
 
-    def latents(self, batch: Mapping[str, Any]) -> tuple[Tensor, Draws]:
-        """The latents of a batch and everything random that belongs to it."""
-        images = DDPM.get_input(self, batch, self.first_stage_key)
+    def latents(self, batch: Mapping[str, Any], k: str | None = None) -> tuple[Tensor, Draws]:
+        """The latents of a batch (of its pictures `k`) and all that is random about them."""
+        key = k or self.first_stage_key
+        images = DDPM.get_input(self, batch, key)
+        # Other sets, and other entries, have pictures of their own under the same numbers.
+        known = self.training and key == self.first_stage_key and "image_id" in batch
         with torch.no_grad():
-            if self.posteriors is not None:
+            if self.posteriors is not None and known:
                 posterior = self.posteriors(images, batch["run"], batch["image_id"], batch["flip"])
             else:
                 posterior = self.encode_first_stage(images)
@@ -220,9 +224,13 @@ class LatentDiffusion(DDPM):
     def get_input(
         self, batch: Mapping[str, Any], k: str, bs: int | None = None
     ) -> tuple[Tensor, Any]:
-        """Latents of the pictures under `k` and the raw condition, of the first `bs` examples."""
-        z, _ = self.latents(batch)
-        return z[:bs], self._condition(batch)
+        """Latents of the pictures under `k` and the raw condition, of the first `bs` examples.
+
+        A condition that is the batch itself (of classes) is left whole.
+        """
+        (z, _), condition = self.latents(batch, k), self._condition(batch)
+        whole = condition is None or isinstance(condition, Mapping)
+        return z[:bs], condition if whole else condition[:bs]
 
     def _condition(self, batch: Mapping[str, Any]) -> Any:
         if self.cond_stage_model is None:
@@ -303,22 +311,42 @@ class LatentDiffusion(DDPM):
     # -- training
 
     def on_train_batch_start(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Before the first step of a run with ``scale_by_std``, make the latents' deviation one."""
-        if not (self.scale_by_std and self.global_step == 0 and batch_idx == 0):
+        """Before the first step of a run with ``scale_by_std``, make the latents' deviation one.
+
+        Not where weights were loaded or are frozen: they belong to the scale that they have.
+        """
+        new = self.scale_by_std and self.from_scratch and not self.learns_words
+        if not (new and self.global_step == 0 and batch_idx == 0):
             return
         self.scale_factor.fill_(1.0)
         z, _ = self.latents(batch)
         self.scale_factor.copy_(1.0 / z.flatten().std())
         logger.info("latents are scaled by %.5f", self.scale_factor.item())
 
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """A step of the optimizer; what was counted on the way to it counts from then on."""
+        super().optimizer_step(*arguments, **options)
+        self.commit()
+
+    def commit(self) -> None:
+        """Let checkpoints have what was counted in the step that has just been taken."""
+        if self.embedding_manager is not None:
+            self.embedding_manager.commit()
+
     def configure_optimizers(self) -> Any:
         """AdamW over the words alone, or what `optimizer` says over the network.
 
+        Either has the model's `weight_decay` and, if `scheduler_config` says one, a schedule.
         A trained text encoder belongs to the network; words that are learned beside it keep AdamW.
         """
         words = self.embedding_manager
         if words is not None and self.learns_words:
-            return adamw(list(words.embedding_parameters()), self.learning_rate)
+            return adamw(
+                list(words.embedding_parameters()),
+                self.learning_rate,
+                scheduler_config=self.scheduler_config,
+                weight_decay=self.weight_decay,
+            )
         parameters: list[Any] = list(self.model.parameters())
         if self.cond_stage_trainable and self.cond_stage_model is not None:
             parameters += list(self.cond_stage_model.parameters())
@@ -334,6 +362,11 @@ class LatentDiffusion(DDPM):
             if words is not None
             else None,
         )
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Load weights, as any module; the model is then no longer one from scratch."""
+        self.from_scratch = False
+        return super().load_state_dict(*arguments, **options)
 
     @property  # type: ignore[misc]
     def strict_loading(self) -> bool:
@@ -365,41 +398,3 @@ class LatentDiffusion(DDPM):
                     f"the checkpoint is of the words {saved}, this run learns {own}: continue with "
                     "the sentence of that run, or start a new run with --embedding_manager_ckpt"
                 )
-
-    # -- sampling
-
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> list[int]:
-        """(channels, height, width) of the latents; the config's square unless given."""
-        return [self.channels, height or self.image_size, width or self.image_size]
-
-    @torch.no_grad()
-    def sample_log(
-        self, cond: Any, batch_size: int, ddim: bool = True, ddim_steps: int = 50, **kwargs: Any
-    ) -> tuple[Tensor, Any]:
-        """Latents sampled with DDIM in `ddim_steps` steps; without `ddim`, over all of them."""
-        if not ddim:
-            kwargs, ddim_steps = {**kwargs, "eta": 1.0}, self.num_timesteps
-        return DDIMSampler(self).sample(
-            ddim_steps, batch_size, self.latent_shape(), cond, verbose=False, **kwargs
-        )
-
-    @torch.no_grad()
-    def sample(self, cond: Any, batch_size: int = 16, **kwargs: Any) -> Tensor:
-        """Latents sampled over all timesteps."""
-        return self.sample_log(cond, batch_size, ddim=False, **kwargs)[0]
-
-    @torch.no_grad()
-    def log_images(
-        self,
-        batch: Mapping[str, Any],
-        N: int = 8,
-        sample: bool = True,
-        ddim_steps: int = 50,
-        ddim_eta: float = 0.0,
-        unconditional_guidance_scale: float = 3.0,
-        seed: int = 0,
-        **_: Any,
-    ) -> dict[str, Any]:
-        """Inputs, reconstructions and guided samples at fixed noise, as images in [-1, 1]."""
-        wanted = Preview(N, sample, ddim_steps, ddim_eta, unconditional_guidance_scale, seed)
-        return preview(self, batch, wanted)

@@ -63,6 +63,12 @@ class MCPL(LatentDiffusion):
             return ReleasedAttention(positions)
         return WordAttention(positions, self.mask_resolution)
 
+    def commit(self) -> None:
+        """Let checkpoints have the attention maps of the step that has just been taken, too."""
+        super().commit()
+        if self.attention_mask is not None:
+            self.attention_mask.commit()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the running means of the attention maps beside the words."""
         super().on_save_checkpoint(checkpoint)

@@ -130,13 +130,26 @@ class PackedRuns(pl.LightningModule):
 
     # -- training
 
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """A step of the optimizer; what the runs counted on the way to it counts from then on."""
+        super().optimizer_step(*arguments, **options)
+        for run in self.active:
+            self.runs[run].commit()
+
     def configure_optimizers(self) -> Any:
-        """AdamW over the words of all runs."""
+        """AdamW over the words of all runs, as the first of them says: they have one recipe."""
+        first = self.runs[0]
         groups = [
             {"params": list(run.embedding_manager.embedding_parameters()), "lr": self.learning_rate}
             for run in self.runs
         ]
-        return adamw([], self.learning_rate, extra_groups=groups)
+        return adamw(
+            [],
+            self.learning_rate,
+            scheduler_config=first.scheduler_config,
+            weight_decay=first.weight_decay,
+            extra_groups=groups,
+        )
 
     def configure_gradient_clipping(
         self,
@@ -193,8 +206,14 @@ def checkpoint_of(checkpoint: Mapping[str, Any], run: int) -> dict[str, Any]:
         if parameter in packed["state"]
     }
     optimizer = {"state": state, "param_groups": [{**group, "params": list(numbers)}]}
+    # A schedule keeps a list of some of its values, one for each group.
+    schedules = [
+        {name: [value[run]] if isinstance(value, list) else value for name, value in each.items()}
+        for each in checkpoint.get("lr_schedulers", ())
+    ]
     shared = {key: checkpoint[key] for key in checkpoint if key not in ("runs", "active")}
-    return {**shared, **checkpoint["runs"][run], "optimizer_states": [optimizer], "callbacks": {}}
+    own = {"optimizer_states": [optimizer], "lr_schedulers": schedules, "callbacks": {}}
+    return {**shared, **checkpoint["runs"][run], **own}
 
 
 class EachItsWords:
@@ -215,6 +234,7 @@ class EachItsAttention(AttentionController):
 
     def __init__(self, rows: Sequence[slice], recorders: Sequence[AttentionController]) -> None:
         self.rows, self.recorders = rows, recorders
+        self.differentiable = any(recorder.differentiable for recorder in recorders)
 
     def wants(self, site: AttentionSite | None) -> bool:
         """What the recorders want, which are of one kind."""

@@ -42,15 +42,13 @@ def preview(model: Any, batch: Mapping[str, Any], wanted: Preview) -> dict[str, 
     z, condition = model.get_input(batch, model.first_stage_key, bs=wanted.pictures)
     images = DDPM.get_input(model, batch, model.first_stage_key)[: wanted.pictures]
     logged: dict[str, Any] = {"inputs": images, "reconstruction": model.decode_first_stage(z)}
-    if not isinstance(condition, Mapping) and condition is not None:
-        condition = condition[: wanted.pictures]
     prompts = model.cond_stage_key in PROMPTS
     if prompts:
         logged["conditioning"] = [str(caption) for caption in condition]
     if not wanted.sample:
         return logged
     with model.ema_scope():
-        context = None if condition is None else model.get_learned_conditioning(condition)
+        context = None if condition is None else model.get_learned_conditioning(condition)[: len(z)]
         guided = {}
         if prompts and wanted.scale != 1.0:
             guided = {

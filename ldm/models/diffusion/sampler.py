@@ -92,6 +92,11 @@ class Sampler(ABC):
         )
         self.ddim_sqrt_one_minus_alphas = np.sqrt(1.0 - self.ddim_alphas)
 
+    @property
+    def steps(self) -> int:
+        """How many timesteps are visited: with some spacings not as many as were asked for."""
+        return len(self._visited())
+
     def _visited(self, use_original_steps: bool = False) -> np.ndarray:
         if use_original_steps:
             return np.arange(self.ddpm_num_timesteps)
@@ -138,7 +143,7 @@ class Sampler(ABC):
             unconditional_guidance_scale,
             on_step,
             self._corrector(score_corrector, conditioning, corrector_kwargs),
-            self._quantizer() if quantize_x0 else None,
+            quantizer(self.model) if quantize_x0 else None,
         )
         noise = NoiseSource(generator, normals_sequence, temperature, noise_dropout)
         known, visited = make_inpainting(mask, x0), self._visited()
@@ -176,14 +181,6 @@ class Sampler(ABC):
         return lambda noise, x, t: corrector.modify_score(
             self.model, noise, x, t, cond, **(kwargs or {})
         )
-
-    def _quantizer(self) -> Callable[[Tensor], Tensor]:
-        quantize = getattr(getattr(self.model, "first_stage_model", None), "quantize", None)
-        if quantize is None:
-            raise ValueError(
-                "quantize_x0 needs a model whose first stage has a codebook, such as VQModel"
-            )
-        return lambda pred_x0: quantize(pred_x0)[0]
 
     @torch.no_grad()
     def stochastic_encode(
@@ -236,6 +233,21 @@ class Sampler(ABC):
         noise = NoiseSource(generator)
         steps = self._walk(guide, x_latent, visited[:t_start], noise, None, revise, verbose)
         return collect(steps, x_latent, t_start)[0]
+
+
+def quantizer(model: Any) -> Callable[[Tensor], Tensor]:
+    """What puts the nearest entries of the first stage's codebook in place of a predicted start.
+
+    Raises:
+        ValueError: when there is no codebook.
+    """
+    quantize = getattr(getattr(model, "first_stage_model", None), "quantize", None)
+    if quantize is None:
+        raise ValueError(
+            "quantize_x0 and quantize_denoised need a model whose first stage has a codebook, such "
+            "as VQModel: leave them out"
+        )
+    return lambda pred_x0: quantize(pred_x0)[0]
 
 
 def start_latent(
