@@ -214,11 +214,7 @@ def check_samples(model: Any, judge: Judge, options: argparse.Namespace) -> Figu
             figures |= shares("samples", things, found.specs, found.fidelity)
             for kind, overlaps in found.overlaps.items():
                 figures[f"attention of samples/{kind}/{things}"] = Mean.of(overlaps)
-            seen = len(found.overlaps["noun"])
-            unseen = each * things - seen
-            figures[f"attention of samples/noun seen/{things}"] = Mean.share(
-                [True] * seen + [False] * unseen
-            )
+            figures[f"attention of samples/noun seen/{things}"] = Mean.share(found.seen)
     seconds = (time.monotonic() - started) / (each * len(options.things))
     return {**dict(sorted(figures.items())), "time/seconds a sample": Mean(seconds, 0.0, 1)}
 

@@ -137,12 +137,14 @@ class Samples:
     """What was found in pictures sampled from captions.
 
     `fidelity`, `specs` (what was asked) and `pictures` (n,3,h,w) follow the captions; `overlaps`
-    are IoUs of the words' attention while sampling with the masks that the judge sees.
+    are IoUs of the words' attention while sampling with the masks that the judge sees; `seen` says
+    of every noun that was looked for whether it sees the thing.
     """
 
     fidelity: list[Fidelity] = field(default_factory=list)
     specs: list[SceneSpec] = field(default_factory=list)
     overlaps: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    seen: list[bool] = field(default_factory=list)
     pictures: list[Tensor] = field(default_factory=list)
 
 
@@ -179,6 +181,9 @@ def sampled(
             truths.append({k: thing.mask for k, thing in seen.items() if thing is not None})
         for kind, values in _overlaps(recorder, positions, truths, threshold).items():
             found.overlaps[kind] += values
+        for words, truth in zip(positions, truths, strict=True):
+            nouns = [int(name.split()[1]) for name in words if name.startswith("noun ")]
+            found.seen += [number in truth for number in nouns]
         found.specs += specs
         found.pictures += list(images)
         done(len(part))
