@@ -2,11 +2,11 @@
 
 ``SetupCallback``, ``ImageLogger``, ``CUDACallback`` and ``ModeSwapCallback`` stand under the names
 public configs use (``main.ImageLogger``, ...); ``EmbeddingCheckpoint``, ``WordWatch``,
-``RunProgressBar``, ``LastCheckpoint`` and the checkpoint plugin ``AtomicCheckpointIO`` are what the
-default run adds.
+``RunProgressBar``, ``LastCheckpoint``, ``WholeSteps`` and the checkpoint plugin
+``AtomicCheckpointIO`` are what the default run adds.
 """
 
-from ldm.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint
+from ldm.callbacks.checkpoints import AtomicCheckpointIO, LastCheckpoint, WholeSteps
 from ldm.callbacks.folders import SetupCallback
 from ldm.callbacks.images import ImageLogger
 from ldm.callbacks.phases import CUDACallback, ModeSwapCallback
@@ -23,5 +23,6 @@ __all__ = [
     "ModeSwapCallback",
     "RunProgressBar",
     "SetupCallback",
+    "WholeSteps",
     "WordWatch",
 ]

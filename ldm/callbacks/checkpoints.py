@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from ldm.checkpoint import read_checkpoint, save_torch
@@ -33,6 +33,31 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """The checkpoint's tensors and containers; `weights_only` is accepted and always holds."""
         return read_checkpoint(path, "cpu" if callable(map_location) else map_location)
+
+
+class WholeSteps(Callback):
+    """Resumes at the last step of the optimizer, where a run was stopped between two of them.
+
+    Batches that were accumulated towards a step that was not taken are learned from again: without
+    this, Lightning counts on from them, and every later step is made of other batches.
+    """
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the batches of a step that was not taken out of Lightning's counts."""
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        counts = loop.get("epoch_loop.batch_progress")
+        if not counts:
+            return
+        epoch, whole = counts["current"], counts["total"]
+        extra = epoch["processed"] % trainer.accumulate_grad_batches
+        # The last batches of an epoch make a step, however few they are.
+        ended = counts["is_last_batch"] and epoch["processed"] == epoch["ready"]
+        if extra and not ended:
+            counts["is_last_batch"] = False
+            for part in (epoch, whole):
+                part.update(dict.fromkeys(part, part["processed"] - extra))
 
 
 class LastCheckpoint(ModelCheckpoint):

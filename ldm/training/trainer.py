@@ -19,6 +19,7 @@ from ldm.callbacks import (
     LastCheckpoint,
     RunProgressBar,
     SetupCallback,
+    WholeSteps,
     WordWatch,
 )
 from ldm.errors import UserError
@@ -228,6 +229,7 @@ def callbacks(
         ),
         "progress": (RunProgressBar, {}),
         "first_step": (FirstStep, {}),
+        "whole_steps": (WholeSteps, {}),
         "image_logger": (ImageLogger, {"batch_frequency": 750, "max_images": 4, "clamp": True}),
         "cuda_callback": (CUDACallback, {}),
         "checkpoint_callback": (

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import Dataset
 
+from ldm.callbacks import WholeSteps
 from ldm.concepts.contrastive import PromptContrast
 from ldm.concepts.masks import AttentionMask
 from ldm.concepts.objective import TrainStep
@@ -314,14 +315,21 @@ def test_a_run_that_failed_in_a_step_continues_as_if_it_had_not(vocabulary, tmp_
     assert_same(trained(vocabulary, tmp_path, 4, resume=tmp_path / "last.ckpt"), through)
 
 
-def test_what_half_a_group_of_batches_counted_is_not_kept(vocabulary, tmp_path):
-    callbacks = [Outage("on_before_backward", 3), last_words(tmp_path)]
+@pytest.mark.parametrize("batch", [3, 4, 5])
+def test_a_run_that_failed_within_a_group_of_batches_learns_from_the_group_again(
+    vocabulary, tmp_path, batch
+):
+    grouped = {"accumulate_grad_batches": 3}
+    through = trained(vocabulary, tmp_path, 3, **grouped)
+    callbacks = [Outage("on_before_backward", batch), last_words(tmp_path)]
     with pytest.raises(RuntimeError, match="outage"):
-        trained(vocabulary, tmp_path, 4, callbacks=callbacks, accumulate_grad_batches=2)
+        trained(vocabulary, tmp_path, 3, callbacks=callbacks, **grouped)
     saved = torch.load(tmp_path / "last.ckpt", weights_only=False)
-    assert saved["DataModuleFromConfig"] == {"next_step": 2}
-    assert sum(saved["attention_mask"]["tables"][0]["counts"]) == 2 * 2 * 4
-    assert saved["state_dict"]["embedding_manager.progressive_counter"] == 2 * 2
+    assert saved["DataModuleFromConfig"] == {"next_step": 3}
+    assert sum(saved["attention_mask"]["tables"][0]["counts"]) == 3 * 2 * 4
+    assert saved["state_dict"]["embedding_manager.progressive_counter"] == 3 * 2
+    again = {"resume": tmp_path / "last.ckpt", "callbacks": [WholeSteps()]}
+    assert_same(trained(vocabulary, tmp_path, 3, **again, **grouped), through)
 
 
 def test_several_resolutions_and_rectangular_latents_make_masks(vocabulary):
