@@ -12,9 +12,8 @@ from ldm.models.diffusion.posteriors import PosteriorCache
 from ldm.modules.attention_control import attention_sites, controlling
 from ldm.modules.distributions.distributions import DiagonalGaussianDistribution
 from ldm.prompts.sentence import LearnableWord
-from ldm.util import instantiate_from_config
 from tests.golden import fill, golden
-from tests.training.toy import VOCAB, backbone
+from tests.models.small import BATCH, small_model
 
 LOSS, WORD = golden("ldm_loss"), golden("textual_inversion_grad")
 
@@ -113,26 +112,9 @@ class TestRecordedWord:
 
 
 @pytest.fixture
-def toy(tmp_path):
-    """A function that makes the small model of `tests/training/toy.py`, filled."""
-
-    def make(**options):
-        params = backbone(VOCAB, tmp_path / "none")["model"]["params"] | options
-        target = "ldm.models.diffusion.ddpm.LatentDiffusion"
-        return fill(instantiate_from_config({"target": target, "params": params}))
-
-    return make
-
-
-BATCH = {
-    "image": torch.linspace(-1, 1, 2 * 16 * 16 * 3).reshape(2, 16, 16, 3),
-    "caption": ["a photo of a <teddy>", "a <teddy> on the grass"],
-    "image_id": torch.tensor([0, 1]),
-    "flip": torch.tensor([False, True]),
-    "step": torch.tensor([5, 5]),
-    "slot": torch.tensor([0, 1]),
-    "run": torch.tensor([0, 0]),
-}
+def toy():
+    """A function that makes the small model."""
+    return small_model
 
 
 SCHEDULE = {

@@ -9,19 +9,8 @@ import torch
 from ldm.models.diffusion.ancestral import sample_ddpm
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.prompts.sentence import LearnableWord
-from ldm.util import instantiate_from_config
-from tests.golden import fill
-from tests.training.toy import VOCAB, backbone
+from tests.models.small import BATCH, small_model
 
-TRAINED = {
-    "image": torch.linspace(-1, 1, 2 * 16 * 16 * 3).reshape(2, 16, 16, 3),
-    "caption": ["a photo of a <teddy>", "a <teddy> on the grass"],
-    "image_id": torch.tensor([0, 1]),
-    "flip": torch.tensor([False, True]),
-    "step": torch.tensor([5, 5]),
-    "slot": torch.tensor([0, 1]),
-    "run": torch.tensor([0, 0]),
-}
 CLASSES = {
     "cond_stage_key": "class_label",
     "cond_stage_config": {
@@ -31,18 +20,15 @@ CLASSES = {
 }
 
 
-def toy(tmp_path, **options) -> LatentDiffusion:
-    """The small model of `tests/training/toy.py`, over 12 timesteps, filled."""
-    params = backbone(VOCAB, tmp_path / "none")["model"]["params"]
+def toy(**options) -> LatentDiffusion:
+    """The small model, over 12 timesteps."""
     few = {"timesteps": 12, "linear_start": 0.07, "linear_end": 0.5, "log_every_t": 4}
-    described = {"target": "ldm.models.diffusion.ddpm.LatentDiffusion", "params": params}
-    described["params"] |= few | options
-    return fill(instantiate_from_config(described))
+    return small_model(**few, **options)
 
 
 @pytest.fixture
-def model(tmp_path):
-    return toy(tmp_path).train()
+def model():
+    return toy().train()
 
 
 class TestKeptPosteriors:
@@ -50,8 +36,8 @@ class TestKeptPosteriors:
 
     def test_a_validation_set_has_pictures_of_its_own(self, model):
         model.cache_posteriors()
-        learned, _ = model.latents(TRAINED)
-        others = TRAINED | {"image": -TRAINED["image"]}
+        learned, _ = model.latents(BATCH)
+        others = BATCH | {"image": -BATCH["image"]}
         validated, _ = model.eval().latents(others)
         model.posteriors = None
         torch.testing.assert_close(validated, model.latents(others)[0])
@@ -59,27 +45,27 @@ class TestKeptPosteriors:
 
     def test_what_was_validated_is_not_learned_from(self, model):
         model.cache_posteriors()
-        model.eval().latents(TRAINED | {"image": -TRAINED["image"]})
-        learned, _ = model.train().latents(TRAINED)
+        model.eval().latents(BATCH | {"image": -BATCH["image"]})
+        learned, _ = model.train().latents(BATCH)
         model.posteriors = None
-        torch.testing.assert_close(learned, model.latents(TRAINED)[0])
+        torch.testing.assert_close(learned, model.latents(BATCH)[0])
 
     def test_a_validation_set_may_have_another_size_and_no_numbers(self, model):
         model.cache_posteriors()
-        model.latents(TRAINED)
-        wide = {"image": torch.zeros(2, 16, 32, 3), "caption": TRAINED["caption"]}
+        model.latents(BATCH)
+        wide = {"image": torch.zeros(2, 16, 32, 3), "caption": BATCH["caption"]}
         assert model.eval().latents(wide)[0].shape == (2, 4, 8, 16)
         assert model.train().latents(wide)[0].shape == (2, 4, 8, 16)
 
     def test_input_under_another_name_is_encoded(self, model):
         model.cache_posteriors()
-        batch = TRAINED | {"hint": -TRAINED["image"]}
+        batch = BATCH | {"hint": -BATCH["image"]}
         learned, captions = model.get_input(batch, "image", bs=1)
         hint, _ = model.get_input(batch, "hint", bs=1)
-        assert captions == TRAINED["caption"][:1]
-        assert torch.equal(learned, model.latents(TRAINED)[0][:1])
+        assert captions == BATCH["caption"][:1]
+        assert torch.equal(learned, model.latents(BATCH)[0][:1])
         model.posteriors = None
-        expected, _ = model.latents(TRAINED | {"image": batch["hint"]})
+        expected, _ = model.latents(BATCH | {"image": batch["hint"]})
         torch.testing.assert_close(hint, expected[:1])
 
 
@@ -87,32 +73,32 @@ class TestScale:
     """``scale_by_std`` is for models that start from nothing."""
 
     def begin(self, model):
-        model.on_train_batch_start(TRAINED, 0)
+        model.on_train_batch_start(BATCH, 0)
         return model.scale_factor.item()
 
-    def test_a_new_model_gets_latents_of_deviation_one(self, tmp_path):
-        model = toy(tmp_path, scale_by_std=True, scale_factor=0.5)
+    def test_a_new_model_gets_latents_of_deviation_one(self):
+        model = toy(scale_by_std=True, scale_factor=0.5)
         scale = self.begin(model)
         assert scale != 0.5
-        assert model.latents(TRAINED)[0].std().item() == pytest.approx(1, abs=1e-4)
+        assert model.latents(BATCH)[0].std().item() == pytest.approx(1, abs=1e-4)
 
     def test_weights_that_were_loaded_keep_their_scale(self, tmp_path):
-        model = toy(tmp_path, scale_by_std=True)
-        other = toy(tmp_path, scale_by_std=True, scale_factor=0.25)
+        model = toy(scale_by_std=True)
+        other = toy(scale_by_std=True, scale_factor=0.25)
         torch.save(other.state_dict(), tmp_path / "whole.ckpt")
         model.init_from_ckpt(str(tmp_path / "whole.ckpt"))
         assert self.begin(model) == 0.25
-        built = toy(tmp_path, scale_by_std=True, ckpt_path=str(tmp_path / "whole.ckpt"))
+        built = toy(scale_by_std=True, ckpt_path=str(tmp_path / "whole.ckpt"))
         assert self.begin(built) == 0.25
 
     def test_a_first_stage_alone_is_no_start(self, tmp_path):
-        first = toy(tmp_path).first_stage_model.state_dict()
+        first = toy().first_stage_model.state_dict()
         torch.save(first, tmp_path / "first.ckpt")
-        model = toy(tmp_path, scale_by_std=True, first_stage_ckpt=str(tmp_path / "first.ckpt"))
+        model = toy(scale_by_std=True, first_stage_ckpt=str(tmp_path / "first.ckpt"))
         assert self.begin(model) != 0.5
 
-    def test_words_are_learned_at_the_scale_of_the_network(self, tmp_path):
-        model = toy(tmp_path, scale_by_std=True)
+    def test_words_are_learned_at_the_scale_of_the_network(self):
+        model = toy(scale_by_std=True)
         model.learn([LearnableWord("<teddy>", "bear")])
         assert self.begin(model) == 0.5
 
@@ -124,8 +110,8 @@ class TestPreviews:
         for name in ("inputs", "reconstruction", "samples"):
             assert logged[name].shape == (2, 3, 16, 32)
 
-    def test_classes_in_a_batch_of_more_than_are_shown(self, tmp_path):
-        model, images = toy(tmp_path, **CLASSES), TRAINED["image"]
+    def test_classes_in_a_batch_of_more_than_are_shown(self):
+        model, images = toy(**CLASSES), BATCH["image"]
         batch = {"image": images, "class_label": torch.tensor([3, 1])}
         shown = model.log_images(batch, N=1, ddim_steps=2)["samples"]
         assert shown.shape == (1, 3, 16, 16)
