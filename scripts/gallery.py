@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -37,7 +36,7 @@ from ldm.inference import (
 from ldm.models.diffusion.draws import noise_of
 from ldm.prompts.spans import Caption, find_words
 from ldm.training.flags import count
-from ldm.training.sets import learn_set, set_of, words_of
+from ldm.training.sets import data_of, learn_set, words_of
 from ldm.visual import (
     GREY,
     INK,
@@ -120,20 +119,6 @@ def maps_of(model: Any, data: PlayroomConcepts, chosen: Sequence[int]) -> dict[s
     images = torch.stack([torch.from_numpy(arrays[number].copy()) for number in chosen])
     latents = model.encode_images(images.movedim(-1, 1))
     return word_maps(model, latents, [data.sentence_of(number).caption for number in chosen])
-
-
-def data_of(run: Path) -> PlayroomConcepts:
-    """The pictures that a run of a drawn set learned from, drawn again.
-
-    Raises:
-        ValueError: when it learned from something else.
-    """
-    name = set_of(run)
-    config = OmegaConf.load(max(run.glob("configs/*-project.yaml")))
-    drawn = OmegaConf.select(config, "data.params.train.params")
-    own = {key: drawn[key] for key in ("size", "n_images", "seed") if key in drawn}
-    # A data set that is given no seed has that of its run.
-    return PlayroomConcepts(name, **{"seed": config.seed, **own})
 
 
 def learned_from(model: Any, data: PlayroomConcepts) -> Row:

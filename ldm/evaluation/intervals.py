@@ -26,10 +26,7 @@ class Mean:
     @classmethod
     def of(cls, values: Iterable[float]) -> "Mean":
         """The mean of independent values that are finite (Student's t)."""
-        found = [value for value in values if math.isfinite(value)]
-        if not found:
-            return cls(math.nan, math.nan, 0)
-        return cls(float(np.mean(found)), _half(found), len(found))
+        return over_seeds({"": list(values)})
 
     @classmethod
     def share(cls, values: Iterable[bool | float | None]) -> "Mean":
@@ -60,14 +57,6 @@ class Mean:
 
     def __str__(self) -> str:
         return f"{self.told(3)} (n={self.count})"
-
-
-def _half(values: Sequence[float]) -> float:
-    """The half-width of the interval of their mean; not known of a single one."""
-    free = len(values) - 1
-    return (
-        _quantile(free) * float(np.std(values, ddof=1)) / math.sqrt(free + 1) if free else math.nan
-    )
 
 
 def _quantile(free: int) -> float:

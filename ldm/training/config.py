@@ -21,6 +21,8 @@ DRAWN, CONCEPT_SET = "playroom:", "ldm.data.playroom.PlayroomConcepts"
 #: Options that say which pictures a dataset has, and do not hold for others in their place.
 OF_PICTURES = frozenset({"name", "folder", "data_root"})
 
+#: The datasets whose pictures are shown with the sentences of a run.
+DATASETS = ("train", "validation")
 #: What makes a checkpoint due; only one of them may be given.
 TRIGGERS = ("every_n_train_steps", "every_n_epochs", "train_time_interval")
 MCPL_TARGET = "ldm.models.diffusion.mcpl.MCPL"
@@ -113,10 +115,14 @@ def list_runs(roots: Sequence[str], seeds: Sequence[int]) -> list[dict[str, Any]
 
 def point_data_at(config: DictConfig, data_root: str) -> None:
     """Take the pictures from `data_root`, those to validate on as well, if there are any."""
-    for part in ("train", "validation"):
-        dataset = OmegaConf.select(config, f"data.params.{part}")
-        if dataset is not None:
-            config.data.params[part] = point_at(dataset, data_root)
+    for part, dataset in shown_datasets(config).items():
+        config.data.params[part] = point_at(dataset, data_root)
+
+
+def shown_datasets(config: DictConfig) -> dict[str, DictConfig]:
+    """The configurations of the pictures to learn from and, if there are any, to validate on."""
+    found = {part: OmegaConf.select(config, f"data.params.{part}") for part in DATASETS}
+    return {part: dataset for part, dataset in found.items() if dataset is not None}
 
 
 def point_at(dataset: DictConfig, data_root: str) -> DictConfig:

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.checkpoint import write_atomic
 from ldm.prompts.sentence import Sentence, apply_strategy
-from ldm.training.config import CONCEPT_SET, point_data_at
+from ldm.training.config import CONCEPT_SET, point_data_at, shown_datasets
 from ldm.training.run import concept_sentence
 
 #: In a run's folder: what it is of, and how many steps it has been learned for.
@@ -57,9 +57,8 @@ def job_config(config: DictConfig, job: Job) -> DictConfig:
     own.concept = {"strategy": job.strategy}
     if isinstance(job.sentence, str):
         own.concept.sentence = job.sentence
-    for part in ("train", "validation"):
-        dataset = OmegaConf.select(own, f"data.params.{part}")
-        if dataset is not None and dataset.get("params") is not None:
+    for dataset in shown_datasets(own).values():
+        if dataset.get("params") is not None:
             _show_with(dataset, job.sentence)
     return own
 

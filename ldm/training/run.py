@@ -22,7 +22,7 @@ from ldm.inference import rooted
 from ldm.prompts.sentence import Sentence, apply_strategy, parse_released, parse_sentence
 from ldm.training.cli import Options
 from ldm.training.clock import seconds_running
-from ldm.training.config import public_params, public_words
+from ldm.training.config import DATASETS, public_params, public_words
 from ldm.training.folder import RunFolder, run_folder
 from ldm.training.host import keep_freed_memory, settle
 from ldm.training.summary import Summary, log_table
@@ -117,7 +117,7 @@ def build_data(config: DictConfig, sentence: Sentence | None) -> DataModuleFromC
     """
     data = cast(dict[str, Any], OmegaConf.to_container(config.data, resolve=True))
     strategy = OmegaConf.select(config, "concept.strategy")
-    for part in ("train", "validation"):
+    for part in DATASETS:
         entry = data["params"].get(part) or {}
         _check_pictures(part, entry)
         params = entry.get("params")

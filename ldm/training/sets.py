@@ -1,9 +1,11 @@
-"""Learn the words of a drawn set by name, and find the set and the words of a run again."""
+"""Learn the words of a drawn set by name, and find the pictures and words of a run again."""
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from ldm.data.playroom import PlayroomConcepts
 from ldm.inference import rooted
 from ldm.training.cli import parse
 from ldm.training.config import load_config
@@ -37,10 +39,28 @@ def set_of(run: str | Path) -> str:
     Raises:
         ValueError: when it learned from something else.
     """
+    return str(_configuration(run).data.params.train.params.name)
+
+
+def data_of(run: str | Path) -> PlayroomConcepts:
+    """The pictures that a run learned from, drawn again.
+
+    Raises:
+        ValueError: when it learned from something else than a set of the playroom.
+    """
+    config = _configuration(run)
+    drawn = config.data.params.train.params
+    own = {key: drawn[key] for key in ("size", "n_images", "seed") if key in drawn}
+    # A data set that is given no seed has that of its run.
+    return PlayroomConcepts(str(drawn.name), **{"seed": config.seed, **own})
+
+
+def _configuration(run: str | Path) -> Any:
+    """The newest configuration of a run that learned a set of the playroom."""
     for path in sorted(Path(run).glob("configs/*-project.yaml"), reverse=True):
-        name = OmegaConf.select(OmegaConf.load(path), "data.params.train.params.name")
-        if name is not None:
-            return str(name)
+        config = OmegaConf.load(path)
+        if OmegaConf.select(config, "data.params.train.params.name") is not None:
+            return config
     raise ValueError(
         f"{run} did not learn from a set of the playroom: give a run of configs/mcpl.yaml, such as "
         "python main.py --base configs/mcpl.yaml makes"

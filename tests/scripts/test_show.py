@@ -15,7 +15,7 @@ from ldm.evaluation.judge_network import JudgeNetwork
 from ldm.training.cli import parse
 from ldm.training.config import load_config
 from ldm.training.run import build_data
-from ldm.training.sets import set_of, words_of
+from ldm.training.sets import data_of, set_of, words_of
 from scripts import gallery, measure_sampling, minimal
 
 NAME = "bear-skateboard"
@@ -94,7 +94,7 @@ class TestGallery:
         config = load_config(parse(["--base", "configs/mcpl.yaml", *told]))
         (tmp_path / "configs").mkdir()
         OmegaConf.save(config, tmp_path / "configs/now-project.yaml")
-        learned, shown = build_data(config, None).datasets["train"], gallery.data_of(tmp_path)
+        learned, shown = build_data(config, None).datasets["train"], data_of(tmp_path)
         assert [one.image.tobytes() for one in shown.scenes] == [
             one.image.tobytes() for one in learned.scenes
         ]
