@@ -35,6 +35,8 @@ from ldm.evaluation.playroom import (
     Sample,
     asked,
     autoencoded,
+    by_kind,
+    by_thing,
     fresh_scenes,
     localisation,
     pictures,
@@ -172,13 +174,18 @@ def check_reconstruction(model: Any, judge: Judge, options: argparse.Namespace) 
 
 def check_attention(model: Any, judge: Judge, options: argparse.Namespace) -> Figures:
     """Where words look in renders."""
-    figures, sizes = {}, resolutions_of(model, options)
+    figures: Figures = {}
+    sizes, every = resolutions_of(model, options), []
     with progress_of("attention", len(options.things) * len(sizes) * options.scenes) as done:
         for things in options.things:
             scenes = fresh_scenes(options.scenes, things)
             for name, resolutions in sizes.items():
-                for kind, mean in localisation(model, scenes, resolutions, done=done).items():
+                found = localisation(model, scenes, resolutions, done=done)
+                for kind, mean in by_kind(found).items():
                     figures[f"attention/{kind}, maps {name}/{things}"] = mean
+                if resolutions == next(iter(sizes.values())):
+                    every += found
+    figures |= {f"attention by thing/{name}": mean for name, mean in by_thing(every).items()}
     return dict(sorted(figures.items()))
 
 
@@ -212,8 +219,8 @@ def check_samples(model: Any, judge: Judge, options: argparse.Namespace) -> Figu
                 batch=options.batch, done=done,
             )  # fmt: skip
             figures |= shares("samples", things, found.specs, found.fidelity)
-            for kind, overlaps in found.overlaps.items():
-                figures[f"attention of samples/{kind}/{things}"] = Mean.of(overlaps)
+            for kind, mean in by_kind(found.overlaps).items():
+                figures[f"attention of samples/{kind}/{things}"] = mean
             figures[f"attention of samples/noun seen/{things}"] = Mean.share(found.seen)
     seconds = (time.monotonic() - started) / (each * len(options.things))
     return {**dict(sorted(figures.items())), "time/seconds a sample": Mean(seconds, 0.0, 1)}

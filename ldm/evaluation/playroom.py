@@ -1,7 +1,7 @@
 """The default model measured on its own drawn world, where the truth is exact."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -76,24 +76,55 @@ def _recorder(positions: Positions, resolutions: Sequence[int]) -> WordAttention
     return WordAttention(positions, resolutions, names)
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """IoU of a word's attention with the mask of the thing that it is said of.
+
+    `kind` is that of the word, "noun", "colour" or "adjective"; `thing` the thing's name.
+    """
+
+    kind: str
+    thing: str
+    value: float
+
+
 def _overlaps(
     recorder: WordAttention,
     positions: Positions,
+    scenes: Sequence[Scene],
     truths: Sequence[Mapping[int, np.ndarray]],
     threshold: float,
-) -> dict[str, list[float]]:
-    """IoU of each word's map with its object's mask (by the object's number), per kind of word."""
-    scores: dict[str, list[float]] = defaultdict(list)
+) -> list[Overlap]:
+    """Of each word of captions of `scenes`, with its object's mask by the object's number."""
+    found: list[Overlap] = []
     maps, size = recorder.maps(), next((m.shape for row in truths for m in row.values()), None)
     for column, name in enumerate(recorder.words):
-        kind, number = name.split()
-        rows = [k for k, row in enumerate(positions) if name in row and int(number) in truths[k]]
+        kind, number = name.split()[0], int(name.split()[1])
+        rows = [k for k, row in enumerate(positions) if name in row and number in truths[k]]
         if rows:
             masks = binary_mask(maps[rows, column], threshold, size).cpu()
-            scores[kind] += [
-                iou(m, truths[k][int(number)]) for m, k in zip(masks, rows, strict=True)
+            found += [
+                Overlap(kind, scenes[k].objects[number].name, iou(mask, truths[k][number]))
+                for mask, k in zip(masks, rows, strict=True)
             ]
-    return scores
+    return found
+
+
+def by_kind(overlaps: Iterable[Overlap]) -> dict[str, Mean]:
+    """Mean IoU of each kind of word."""
+    return _means((each.kind, each.value) for each in overlaps)
+
+
+def by_thing(overlaps: Iterable[Overlap]) -> dict[str, Mean]:
+    """Mean IoU of the nouns of each thing."""
+    return _means((each.thing, each.value) for each in overlaps if each.kind == "noun")
+
+
+def _means(named: Iterable[tuple[str, float]]) -> dict[str, Mean]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for name, value in named:
+        values[name].append(value)
+    return {name: Mean.of(values[name]) for name in sorted(values)}
 
 
 def batches(scenes: Sequence[Scene], size: int) -> Iterator[tuple[int, Sequence[Scene]]]:
@@ -112,13 +143,13 @@ def localisation(
     shares: Sequence[float] = SHARES,
     batch: int = 16,
     done: Callable[[int], object] = bool,
-) -> dict[str, Mean]:
+) -> list[Overlap]:
     """IoU of the attention of nouns, colours and other adjectives with the masks of their objects.
 
     Renders are encoded, noised at several levels, and the maps averaged over these, over heads and
     over the layers of `resolutions`. `done` is told how many scenes each batch had.
     """
-    scores: dict[str, list[float]] = defaultdict(list)
+    found: list[Overlap] = []
     for first, part in batches(scenes, batch):
         latents = model.encode_images(pictures(part))
         context = model.get_learned_conditioning([one.caption for one in part])
@@ -126,10 +157,9 @@ def localisation(
         recorder = _recorder(positions, resolutions)
         record_noised(model, latents, context, recorder, shares=shares, seed=first)
         truths = [{k: each.mask for k, each in enumerate(one.objects)} for one in part]
-        for kind, values in _overlaps(recorder, positions, truths, threshold).items():
-            scores[kind] += values
+        found += _overlaps(recorder, positions, part, truths, threshold)
         done(len(part))
-    return {kind: Mean.of(values) for kind, values in sorted(scores.items())}
+    return found
 
 
 @dataclass
@@ -137,13 +167,13 @@ class Samples:
     """What was found in pictures sampled from captions.
 
     `fidelity`, `specs` (what was asked) and `pictures` (n,3,h,w) follow the captions; `overlaps`
-    are IoUs of the words' attention while sampling with the masks that the judge sees; `seen` says
-    of every noun that was looked for whether it sees the thing.
+    are of the words' attention while sampling with the masks that the judge sees; `seen` says of
+    every noun that was looked for whether it sees the thing.
     """
 
     fidelity: list[Fidelity] = field(default_factory=list)
     specs: list[SceneSpec] = field(default_factory=list)
-    overlaps: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    overlaps: list[Overlap] = field(default_factory=list)
     seen: list[bool] = field(default_factory=list)
     pictures: list[Tensor] = field(default_factory=list)
 
@@ -179,8 +209,7 @@ def sampled(
         for spec, reading in zip(specs, readings, strict=True):
             seen = {k: reading.find(one.name) for k, one in enumerate(spec.objects)}
             truths.append({k: thing.mask for k, thing in seen.items() if thing is not None})
-        for kind, values in _overlaps(recorder, positions, truths, threshold).items():
-            found.overlaps[kind] += values
+        found.overlaps += _overlaps(recorder, positions, part, truths, threshold)
         for words, truth in zip(positions, truths, strict=True):
             nouns = [int(name.split()[1]) for name in words if name.startswith("noun ")]
             found.seen += [number in truth for number in nouns]

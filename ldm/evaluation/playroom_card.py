@@ -100,6 +100,7 @@ TITLES = {
     "judge autoencoded": "The judge on renders through the autoencoder",
     "reconstruction": "Reconstruction by the autoencoder",
     "attention": "IoU of words' attention with the true masks, renders",
+    "attention by thing": "IoU of each thing's noun with its true mask, all those renders",
     "attention of samples": "IoU of words' attention with the masks that the judge sees, samples",
     "renders": "Renders through the autoencoder, read as samples are: what perfect samples reach",
     "samples": "Samples of new captions: what is right, by the number of things",
