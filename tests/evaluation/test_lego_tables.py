@@ -19,12 +19,13 @@ from ldm.data.playroom.spec import spec_from_names
 from ldm.evaluation.judge import Judge
 from ldm.evaluation.judge_network import JudgeNetwork
 from ldm.evaluation.playroom import pictures
-from ldm.evaluation.tables.grid import Arm, Run, read_experiment
+from ldm.evaluation.tables.grid import Arm, Run, arm_config, read_experiment
 from ldm.evaluation.tables.lego import Concept, LegoFamily, preferred
 from ldm.evaluation.tables.lego_gradients import LambdaFamily, pulls
 from ldm.inference import load_model
 from ldm.training.cli import parse
 from ldm.training.config import load_config
+from scripts import reproduce
 from tests.conftest import REPO
 from tests.training.toy import PIXELS, write_toy
 
@@ -110,11 +111,22 @@ class TestExperiments:
         config = load_config(parse(["--base", str(REPO / base), *overrides]))
         return OmegaConf.to_container(config, resolve=True)
 
+    def test_an_arm_may_learn_longer(self):
+        told = read_experiment(FILES["lego-rate"])
+        steps = {
+            arm.name: arm_config(told, arm, reproduce.Workshop(1)).lightning.trainer.max_steps
+            for arm in (*told.arms, Arm("short", times=0.001))
+        }
+        assert steps["gentle"] == told.steps
+        assert steps["gentle-long"] == 3 * told.steps
+        assert steps["short"] == 1
+
     def test_the_baselines_are_those_of_the_configurations(self):
         for arm, base in (("reversion", "reversion"), ("ti", "textual-inversion")):
             ours, theirs = self.configured(arm), self.configured("", f"configs/{base}.yaml")
             wanted = theirs["model"]["params"]
-            assert ours["model"]["params"].pop("context") is None
+            for own in ("context", "scheduler_config"):
+                assert ours["model"]["params"].pop(own) is None
             assert ours["model"]["params"] == wanted
             assert ours["data"] == theirs["data"]
             assert ours["model"]["base_learning_rate"] == theirs["model"]["base_learning_rate"]

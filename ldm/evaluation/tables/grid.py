@@ -34,14 +34,16 @@ Row = dict[str, Any]
 class Arm:
     """One way to learn: `overrides` of the method's configuration, and which words are learned.
 
-    `wording` says which sentence is shown; its values are the family's. An arm that is not
-    `learned` measures words as they start. A `reference` is given more than the others, so that it
-    is no rival of theirs. One that is not `shown` has no row in the table.
+    `times` multiplies the experiment's steps. `wording` says which sentence is shown; its values
+    are the family's. An arm that is not `learned` measures words as they start. A `reference` is
+    given more than the others, so that it is no rival of theirs. One that is not `shown` has no row
+    in the table.
     """
 
     name: str
     label: str = ""
     overrides: tuple[str, ...] = ()
+    times: float = 1.0
     strategy: Literal["one", "all"] = "one"
     wording: str = "own"
     learned: bool = True
@@ -220,7 +222,7 @@ def _about(run: Run) -> Row:
 
 def arm_config(experiment: Experiment, arm: Arm, workshop: Workshop) -> DictConfig:
     """The configuration that all runs of an arm share."""
-    steps = f"lightning.trainer.max_steps={experiment.steps}"
+    steps = f"lightning.trainer.max_steps={max(1, round(experiment.steps * arm.times))}"
     return workshop.configure(experiment.base, (*experiment.overrides, *arm.overrides, steps))
 
 
