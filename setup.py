@@ -43,8 +43,6 @@ setup(
     extras_require={
         # LPIPSWithDiscriminator: the adversarial loss of the public autoencoder configs.
         "perceptual": ["taming-transformers-rom1504==0.0.6", "torchvision>=0.19"],
-        # The papers' experiment grids on several machines.
-        "ray": ["ray>=2.30"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -4,7 +4,7 @@
     of a blue <bear>"
 
 Without --ckpt_path the small model that ships with the project is used; with it, the configuration
-is found from the checkpoint.
+is found from the checkpoint (but for Stable Diffusion v2: --config configs/backbones/sd-v2.yaml).
 """
 
 import argparse

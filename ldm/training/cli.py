@@ -149,7 +149,9 @@ def _concept_arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--strategy", choices=("one", "all"), default=None,
                        help="learn the marked words, or every word of the sentence "
                        "(the Trainer's own: lightning.trainer.strategy=ddp)")  # fmt: skip
-    group.add_argument("--init_word", default=None, help="word the first learned word starts from")
+    group.add_argument("--init_word", default=None,
+                       help="word that placeholders such as * start from; or, separated by commas, "
+                       "one for each")  # fmt: skip
     group.add_argument("--embedding_manager_ckpt", default="",
                        help="learned words to continue from")  # fmt: skip
 
