@@ -81,3 +81,8 @@ def over_backbone(config: DictConfig) -> DictConfig:
         config.backbone = backbone = read_backbone(backbone)
     under = OmegaConf.create({"model": backbone.get("model", {}), "data": backbone.get("data", {})})
     return cast(DictConfig, OmegaConf.merge(under, config))
+
+
+def given_weights(config: DictConfig) -> str | None:
+    """The file that the model's weights come from: as given, else the backbone's."""
+    return config.get("weights", OmegaConf.select(config, "backbone.weights"))

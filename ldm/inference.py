@@ -39,6 +39,7 @@ SAMPLERS: dict[str, Callable[[Any], Sampler]] = {
     "plms": PLMSSampler,
     "dpm": DPMSolverSampler,
 }
+AVERAGES = re.compile(r"model_ema\.diffusion_model")
 CONTEXT_KEY = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight$")
 
 
@@ -46,7 +47,8 @@ CONTEXT_KEY = re.compile(r"model\.diffusion_model\..*\.attn2\.to_k\.weight$")
 class SamplingOptions:
     """How pictures are drawn.
 
-    Each picture has a seed of its own: `seed` plus its number, or `seed` itself with `fixed_code`.
+    Each picture has a seed of its own, `seed` plus its number; after `fixed_code` pictures, where
+    that is not 0, seeds begin again.
     Where drawing starts from a given picture, `strength` is the share of the way to pure noise that
     it goes back first.
 
@@ -61,7 +63,7 @@ class SamplingOptions:
     height: int | None = None
     width: int | None = None
     seed: int = 42
-    fixed_code: bool = False
+    fixed_code: int = 0
     strength: float = 0.75
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ class SamplingOptions:
 
     def seed_of(self, number: int) -> int:
         """The seed of one picture, by which it can be drawn again alone."""
-        return self.seed if self.fixed_code else self.seed + number
+        return self.seed + (number % self.fixed_code if self.fixed_code else number)
 
 
 def rooted(path: str | Path) -> Path:
@@ -157,6 +159,8 @@ def load_model_from_config(
 ) -> Any:
     """Build the model of a configuration and fill it from a checkpoint or its state.
 
+    With ``use_ema`` the network has the averaged weights, where the checkpoint holds them.
+
     Raises:
         ValueError: when the weights are of another architecture, or the class takes no such params.
     """
@@ -170,6 +174,8 @@ def load_model_from_config(
     except TypeError as error:
         raise ValueError(f"model.params do not fit {described['target']}: {error}") from error
     load_with_report(model, state, source=source or "the checkpoint")
+    if getattr(model, "use_ema", False) and any(map(AVERAGES.match, state)):
+        model.model_ema.copy_to(model.model)
     return freeze(model).to(device)
 
 

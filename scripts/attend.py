@@ -9,6 +9,7 @@ compete, and overlays; the numbers behind them as NPZ and JSON (boxes, areas, ov
 """
 
 import argparse
+import itertools
 import json
 import logging
 import re
@@ -124,15 +125,21 @@ class ChosenAttention(WordAttention):
         self.asleep = False
 
     def begin_step(self, index: int, conditional: slice) -> None:
-        """Listen in the chosen steps, to the conditional rows."""
+        """Listen in the chosen steps, to the conditional rows.
+
+        Raises:
+            ValueError: when the step before had no maps of the chosen sizes.
+        """
         super().begin_step(index, conditional)
+        if self.passed:
+            self.check()  # Now rather than when all is drawn.
         self.asleep = self.steps is not None and not self.steps[0] <= index < self.steps[1]
 
-    def wants(self, site: AttentionSite | None) -> bool:
+    def wants(self, site: AttentionSite | None, pixels: int | None = None) -> bool:
         """Only chosen places, in chosen steps."""
         if site is None or self.asleep:
             return False
-        return super().wants(site) and site.place in self.places
+        return super().wants(site, pixels) and site.place in self.places
 
     def observe(
         self, q: Tensor, k: Tensor, scale: float, site: AttentionSite | None, grid: Grid | None
@@ -176,8 +183,14 @@ def make_recorder(model: Any, captions: Sequence[str], options: argparse.Namespa
         words,
         places=options.places,
         heads=options.heads,
-        steps=tuple(round(share * steps) for share in options.window) if steps else None,
+        steps=chosen_steps(options.window, steps) if steps else None,
     )
+
+
+def chosen_steps(window: Sequence[float], steps: int) -> tuple[int, int]:
+    """The steps from and before which a window is open: at least one of `steps`."""
+    first = min(round(window[0] * steps), steps - 1)
+    return first, max(round(window[1] * steps), first + 1)
 
 
 def plain_text(sentence: str) -> str:
@@ -202,13 +215,14 @@ def look_at_images(model: Any, sentence: str, options: argparse.Namespace) -> li
     looked = []
     longest, multiple = picture_size(model, options.size)
     context = model.get_learned_conditioning([sentence])
-    for path in map(Path, options.image):
+    paths = [Path(path) for path in options.image]
+    for path, name in zip(paths, picture_names(paths), strict=True):
         image = load_image(path)
         recorder = make_recorder(model, [sentence], options)
         latents = model.encode_images(fit_image(image, longest, multiple))
         record_noised(model, latents, context, recorder, shares=options.shares, seed=options.seed)
         maps = dict(zip(recorder.words, recorder.maps()[0].cpu(), strict=True))
-        looked.append(Looked(path.stem, np.asarray(image), maps))
+        looked.append(Looked(name, np.asarray(image), maps))
     return looked
 
 
@@ -246,6 +260,15 @@ def describe(mask: np.ndarray, truth: np.ndarray | None) -> dict[str, Any]:
         "share": round(float(mask.mean()), 6),
         **({} if truth is None else {"iou": round(iou(mask, truth), 6)}),
     }
+
+
+def picture_names(paths: Sequence[Path]) -> list[str]:
+    """What the files of each picture are called: as the picture, and none twice."""
+    names: list[str] = []
+    for path in paths:
+        stems = itertools.chain([path.stem], (f"{path.stem}-{i}" for i in itertools.count(2)))
+        names.append(next(stem for stem in stems if stem not in names))
+    return names
 
 
 def file_names(words: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ A replaced word needs no mask: what it looks at says where the picture may chang
 """
 
 import argparse
+import itertools
 import logging
 import re
 import sys
@@ -21,7 +22,7 @@ import torch
 from ldm.data.images import load_image
 from ldm.editing import EditOptions, Inversion, ddim_inversion, edit, null_text_inversion
 from ldm.editing import replace_word as replaced
-from ldm.editing.edit import METHODS, Edited
+from ldm.editing.edit import METHODS, Edited, check_edit
 from ldm.editing.inversion import fit_image, picture_size
 from ldm.inference import SamplingOptions, latent_shape
 from ldm.models.diffusion.draws import noise_of
@@ -139,6 +140,7 @@ def change(model: Any, target: str, options: argparse.Namespace) -> Edited:
         resolutions=options.resolution,
     )
     if options.image:
+        check_edit(model, options.prompt, target, chosen)
         inversion = invert(model, options)
         return edit(model, options.prompt, target, chosen, inversion=inversion, progress=True)
     size = {"height": options.size, "width": options.size}
@@ -164,10 +166,12 @@ def write(done: Edited, target: str, options: argparse.Namespace) -> list[Path]:
     }
     rows, written = [], []
     name = Path(options.image).stem if options.image else ""
+    stems = [name or f"{options.seed + i:04d}" for i in range(len(done.edited))]
+    again = free_suffix(out, [*stems, name or "edit"])
     for i, (before, after) in enumerate(
         zip(to_uint8(done.source), to_uint8(done.edited), strict=True)
     ):
-        stem = name or f"{options.seed + i:04d}"
+        stem = f"{stems[i]}{again}"
         pictures = {"source": before, "edited": after}
         if done.mask is not None:
             inside = done.mask[i, 0].float().cpu().numpy()
@@ -177,9 +181,20 @@ def write(done: Edited, target: str, options: argparse.Namespace) -> list[Path]:
             save_png(written[-1], picture, note)
         rows.append([Cell(picture) for picture in pictures.values()])
         headings = list(pictures)
-    written.append(out / f"{name or 'edit'}-panel.png")
+    written.append(out / f"{name or 'edit'}{again}-panel.png")
     save_png(written[-1], panel(rows, headings, f"{options.prompt}  ->  {target}"), note)
     return written
+
+
+def free_suffix(folder: Path, stems: Sequence[str]) -> str:
+    """What to call the pictures of this edit by, so that those of earlier ones stay."""
+    ends = ("source", "edited", "mask", "panel")
+    suffixes = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
+    return next(
+        suffix
+        for suffix in suffixes
+        if not any((folder / f"{s}{suffix}-{end}.png").exists() for s in stems for end in ends)
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

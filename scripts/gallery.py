@@ -156,7 +156,7 @@ def drawn(model: Any, words: Sequence[str], options: argparse.Namespace) -> Row:
     """The words in new sentences."""
     prompts = [text.format(*words) for text in SENTENCES]
     sampling = SamplingOptions(
-        steps=options.steps, scale=options.scale, seed=options.seed, fixed_code=True
+        steps=options.steps, scale=options.scale, seed=options.seed, fixed_code=1
     )
     latents = sample_latents(model, prompts, sampling)
     pictures = to_uint8(model.decode_first_stage(latents).clamp(-1, 1))

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ldm.config_files import given_weights
 from ldm.errors import UserError
 from ldm.evaluation import judge
 from ldm.evaluation.tables.grid import (
@@ -42,7 +43,7 @@ from ldm.training.cli import parse
 from ldm.training.config import load_config
 from ldm.training.main import quiet
 from ldm.training.packed import Job, learn_many
-from ldm.training.run import build_model, given_weights, limit_threads
+from ldm.training.run import build_model, limit_threads
 from ldm.util import freeze
 
 logger = logging.getLogger("reproduce")

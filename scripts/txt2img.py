@@ -59,7 +59,7 @@ def build_parser(**defaults: Any) -> argparse.ArgumentParser:
         help="words that must be seen in the picture (Attend-and-Excite)")  # fmt: skip
     add("--resolution", type=numbers, default=None, metavar="N,M",
         help="sizes of the attention maps for that; default: the model's")  # fmt: skip
-    add("--fixed_code", action="store_true", help="every picture starts from the same noise")
+    add("--fixed_code", action="store_true", help="every batch starts from the noise of the first")
     add("--n_rows", type=int, default=0, help="columns of the grid")
     add("--skip_grid", action="store_true", help="write single pictures only")
     add("--skip_save", action="store_true", help="write the grid only")
@@ -105,7 +105,7 @@ def make_sampling(options: argparse.Namespace) -> SamplingOptions:
         height=options.H,
         width=options.W,
         seed=options.seed,
-        fixed_code=options.fixed_code,
+        fixed_code=options.n_samples if options.fixed_code else 0,
         strength=options.strength,
     )
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import save_torch
+from ldm.checkpoint import read_state_dict, save_torch
 from ldm.editing import ExciteOptions
 from ldm.inference import (
     SAMPLERS,
@@ -56,6 +56,22 @@ def words(model, tmp_path):
 
 
 class TestLoading:
+    def test_averaged_weights_are_used_where_the_configuration_says_so(self, toy, tmp_path):
+        config = OmegaConf.load(toy.backbone)
+        config.backbone.model.params.use_ema = True
+        OmegaConf.save(config, tmp_path / "config.yaml")
+        raw = read_state_dict(toy.weights)
+        torch.save({"state_dict": raw}, tmp_path / "raw.ckpt")
+        model = load_model(tmp_path / "raw.ckpt", tmp_path / "config.yaml")
+        state = model.state_dict()
+        assert state.keys() - raw.keys() >= {"model_ema.decay"}
+        name = "model.diffusion_model.out.2.weight"
+        assert torch.equal(state[name], raw[name]), "not averages that nothing filled"
+        state["model_ema.diffusion_modelout2weight"] = raw[name] + 1
+        torch.save({"state_dict": state}, tmp_path / "averaged.ckpt")
+        found = load_model(tmp_path / "averaged.ckpt", tmp_path / "config.yaml").state_dict()
+        torch.testing.assert_close(found[name], raw[name] + 1)
+
     def test_everything_is_frozen_and_in_evaluation_mode(self, model):
         assert not any(p.requires_grad for p in model.parameters())
         assert not any(m.training for m in model.modules())
@@ -175,7 +191,7 @@ class TestSampling:
         assert not torch.equal(sample_latents(model, ["a bear"], other, progress=False), first)
 
     def test_one_start_for_all(self, model):
-        fixed = SamplingOptions(steps=3, fixed_code=True)
+        fixed = SamplingOptions(steps=3, fixed_code=1)
         latents = sample_latents(model, ["a bear", "a bear"], fixed, progress=False)
         torch.testing.assert_close(latents[0], latents[1], rtol=1e-3, atol=1e-4)
 
@@ -213,7 +229,8 @@ class TestSampling:
         own = SamplingOptions(steps=3, scale=2.0, seed=QUICK.seed_of(1))
         alone = sample_latents(model, ["a bear"], own, progress=False)
         torch.testing.assert_close(alone, together[1:], rtol=1e-3, atol=1e-4)
-        assert SamplingOptions(fixed_code=True).seed_of(7) == 42
+        fixed = SamplingOptions(fixed_code=3)
+        assert [fixed.seed_of(number) for number in range(5)] == [42, 43, 44, 42, 43]
 
     def test_ancestral_sampling_cannot_be_excited(self, model):
         options = SamplingOptions(sampler="ancestral")

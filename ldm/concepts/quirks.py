@@ -46,7 +46,7 @@ class ReleasedAttention(AttentionController):
         self.words = list(dict.fromkeys(word for row in positions for word in row))
         self.stored: dict[str, list[Tensor]] = {"down": [], "mid": [], "up": []}
 
-    def wants(self, site: AttentionSite | None) -> bool:
+    def wants(self, site: AttentionSite | None, pixels: int | None = None) -> bool:
         """Only cross-attention."""
         return site is not None and site.is_cross
 

@@ -137,7 +137,7 @@ class WordAttention(AttentionController):
         """Which caption contains which word: bool (b, words), on the host."""
         return self._present
 
-    def wants(self, site: AttentionSite | None) -> bool:
+    def wants(self, site: AttentionSite | None, pixels: int | None = None) -> bool:
         """Only cross-attention."""
         return site is not None and site.is_cross
 
@@ -162,6 +162,15 @@ class WordAttention(AttentionController):
         self.sums[grid] = self.sums[grid] + maps if grid in self.sums else maps
         self.counts[grid] = self.counts.get(grid, 0) + 1
 
+    def check(self) -> None:
+        """Raise the ValueError of `maps`."""
+        if not self.sums:
+            raise ValueError(
+                f"no cross-attention layer has maps of {sorted(self.resolutions)} pixels on the "
+                f"longer side; those of this network at this latent size (height, width) are "
+                f"{sorted(self.passed)}: choose among them (mask_resolution, or --resolution)"
+            )
+
     def maps(self) -> Tensor:
         """The mean maps (b, words, h, w), at the largest recorded size.
 
@@ -171,12 +180,7 @@ class WordAttention(AttentionController):
             ValueError: when no cross-attention layer has one of the wanted sizes; names those that
                 there are.
         """
-        if not self.sums:
-            raise ValueError(
-                f"no cross-attention layer has maps of {sorted(self.resolutions)} pixels on the "
-                f"longer side; those of this network at this latent size (height, width) are "
-                f"{sorted(self.passed)}: choose mask_resolution among them"
-            )
+        self.check()
         size = max(self.sums, key=lambda grid: grid[0] * grid[1])
         means = [self.sums[grid] / self.counts[grid] for grid in self.sums]
         enlarged = [

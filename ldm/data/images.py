@@ -42,12 +42,14 @@ DAMAGE = (
 )
 MASK_NAME = re.compile(r"^(?P<image>.*?)[-_. ]?mask(?:label)?\d*$", re.IGNORECASE)
 EXIF_ORIENTATION = 0x0112
+#: A 16-bit picture without a value as high uses an eighth of its range or less.
+DARK = 65536 // 8
 
 
 def natural_key(path: Path) -> list[tuple[int, int, str]]:
     """Sort key by which ``2.jpg`` comes before ``10.jpg``, whatever the case of the letters."""
     pieces = re.split(r"([0-9]+)", path.as_posix().casefold())
-    key = [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces]
+    key = [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces]
     return [*key, (1, 0, path.as_posix())]
 
 
@@ -135,8 +137,8 @@ def image_size(path: str | Path) -> tuple[int, int]:
         raise _broken(path, error) from error
 
 
-def load_image(path: str | Path) -> Image.Image:
-    """The picture as upright 8-bit RGB: transparency over white, the first frame of an animation.
+def load_image(path: str | Path, under: str = "white") -> Image.Image:
+    """The picture as upright 8-bit RGB: the first frame of an animation, `under` transparency.
 
     Raises:
         ValueError: when the file is truncated, damaged or no picture; the message names it.
@@ -144,9 +146,23 @@ def load_image(path: str | Path) -> Image.Image:
     try:
         with Image.open(path, formats=_formats()) as image:
             image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
+            _warn_of_dark(path, image)
+            return to_rgb(ImageOps.exif_transpose(image), under)
     except DAMAGE as error:
         raise _broken(path, error) from error
+
+
+def _warn_of_dark(path: str | Path, image: Image.Image) -> None:
+    """Say that a picture uses little of its 16 bits: 12-bit values would be learned as black."""
+    if image.mode.startswith("I;16"):
+        high = int(np.asarray(image).max())
+        if 0 < high < DARK:
+            logger.warning(
+                "%r has 16 bits and no value above %d, so it is nearly black; if that is not "
+                "meant, scale its values up to 65535",
+                str(path),
+                high,
+            )
 
 
 def _broken(path: str | Path, error: BaseException) -> ValueError:
@@ -157,8 +173,8 @@ def _broken(path: str | Path, error: BaseException) -> ValueError:
     )
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """`image` of any mode as 8-bit RGB; transparent parts become white.
+def to_rgb(image: Image.Image, under: str = "white") -> Image.Image:
+    """`image` of any mode as 8-bit RGB; transparent parts show the colour `under` them.
 
     Raises:
         ValueError: for real-valued pixels outside 0..1 and 0..255.
@@ -167,8 +183,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = _to_8_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, under), image)
     return image.convert("RGB")
 
 

@@ -165,7 +165,7 @@ class _Row:
         name = self.values.get("file_name")
         if not isinstance(name, str) or not name:
             raise self._fail(f"needs a 'file_name'; it has {sorted(self.values)}")
-        path = Path(os.path.normpath(self.table.parent / name))
+        path = self.table.parent / os.path.normpath(name)
         if not path.is_file():
             raise FileNotFoundError(
                 f"{str(self.table)!r}, line {self.line}: there is no file {name!r} in this folder"

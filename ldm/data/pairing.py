@@ -15,6 +15,7 @@ from ldm.prompts import (
     LearnableWord,
     Sentence,
     apply_strategy,
+    bind_adjectives,
     parse_released,
     parse_sentence,
     relate,
@@ -116,7 +117,8 @@ def _sentence(
     if item.text is not None:
         if find_marks(item.text):
             return parse_sentence(item.text)
-        return Sentence(Caption.of(item.text, known), tuple(known.values()))
+        caption = bind_adjectives(Caption.of(item.text, known), known)
+        return Sentence(caption, tuple(known.values()))
     if item.kind not in fallback:
         raise ValueError(
             f"there is no sentence for this picture (of kind {item.kind!r}): give it one in "

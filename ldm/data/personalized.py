@@ -185,6 +185,11 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
             for flip in flips:
                 yield index, flip, self._image(index, flip)
 
+    def every_mask(self) -> Iterator[np.ndarray]:
+        """The given mask of every picture, if masks are given."""
+        for index in range(self.num_images if self.given_masks else 0):
+            yield self._mask(index, False)
+
     def _image(self, index: int, flip: bool) -> np.ndarray:
         """The picture as float32 (h, w, 3) in [-1, 1]."""
         pixels = self._pixels(index)

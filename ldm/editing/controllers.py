@@ -18,6 +18,10 @@ from ldm.modules.attention import AttentionController, AttentionSite, Grid
 CrossEdit = Callable[[Tensor, Tensor], Tensor]
 
 
+#: Self-attention is taken over among so many pixels: the 16x16 of Stable Diffusion at 512 pixels.
+SELF_PIXELS = 256
+
+
 @dataclass(frozen=True)
 class Moved:
     """The source's attention, moved to the tokens of the target (sec. 4, word swap and refinement).
@@ -76,25 +80,28 @@ class PromptToPrompt(AttentionController):
         windows: Tensor,
         self_steps: tuple[int, int] = (0, 0),
         *,
-        self_pixels: int = 256,
+        self_pixels: int = SELF_PIXELS,
         watch: WordWatch | None = None,
     ) -> None:
         self.cross, self.windows, self.self_steps = cross, windows, self_steps
         self.self_pixels, self.watch = self_pixels, watch
         self._open = windows.flatten(1).any(1).tolist()
-        self._too_large: set[AttentionSite] = set()
         self.begin_step(0, slice(None))
 
     def begin_step(self, index: int, conditional: slice) -> None:
         """Be at step `index`; only the conditional rows of the batch are edited."""
         self.index, self.conditional = index, conditional
 
-    def wants(self, site: AttentionSite | None) -> bool:
-        """Whether anything is edited, or watched, at `site` in this step."""
+    def wants(self, site: AttentionSite | None, pixels: int | None = None) -> bool:
+        """Whether anything is edited, or watched, at `site` in this step.
+
+        Self-attention that is left alone is not asked for: its probabilities would fill a GPU.
+        """
         if site is None or site.is_cross:
             return self.watch is not None or self._open[self.index]
         first, behind = self.self_steps
-        return first <= self.index < behind and site not in self._too_large
+        small = pixels is None or pixels <= self.self_pixels
+        return small and first <= self.index < behind
 
     def __call__(self, probs: Tensor, site: AttentionSite | None, grid: Grid | None) -> Tensor:
         """`probs` (b, heads, pixels, tokens) with those of the edited rows rewritten."""
@@ -105,9 +112,6 @@ class PromptToPrompt(AttentionController):
             edited = self._cross(source, target)
             if self.watch is not None:
                 self.watch.add(torch.cat([source, edited]), grid)
-        elif probs.shape[-1] > self.self_pixels:
-            self._too_large.add(site)
-            return probs
         else:
             edited = source
         return torch.cat([probs[:middle], edited, probs[stop:]])

@@ -21,7 +21,7 @@ from ldm.editing.align import (
     window_steps,
 )
 from ldm.editing.blend import LocalBlend, WordWatch
-from ldm.editing.controllers import CrossEdit, Moved, PromptToPrompt, Reweighted
+from ldm.editing.controllers import SELF_PIXELS, CrossEdit, Moved, PromptToPrompt, Reweighted
 from ldm.editing.inversion import Inversion, draw, sampling_plan
 from ldm.models.diffusion.sampler import start_latent
 from ldm.models.diffusion.sampling import Generators
@@ -130,11 +130,11 @@ def edit(
         "nulls": () if inversion is None else inversion.nulls,
         "progress": progress,
     }
-    if sources == targets and all(factor == 1 for factor in options.reweight.values()):
+    if _nothing_changes(sources, targets, options):
         latents = draw(model, sources, x_T, **common)
         images = model.decode_first_stage(latents).clamp(-1, 1)
         return Edited(images, images.clone(), latents, latents.clone())
-    controller, blend = make_controller(model, sources, targets, options)
+    controller, blend = make_controller(model, sources, targets, options, shape[-2] * shape[-1])
     with controlling(model.model.diffusion_model, controller):
         latents = draw(
             model,
@@ -147,6 +147,16 @@ def edit(
     images = model.decode_first_stage(latents).clamp(-1, 1)
     (drawn, changed), (before, after) = images.chunk(2), latents.chunk(2)
     return Edited(drawn, changed, before, after, None if blend is None else blend.mask)
+
+
+def _nothing_changes(sources: Sequence[str], targets: Sequence[str], options: EditOptions) -> bool:
+    return list(sources) == list(targets) and all(f == 1 for f in options.reweight.values())
+
+
+def check_edit(model: Any, source: str, target: str, options: EditOptions) -> None:
+    """Raise now what `edit` would raise after a picture was inverted."""
+    if not _nothing_changes([source], [target], options):
+        make_controller(model, [source], [target], options)
 
 
 def _check_inversion(inversion: Inversion, sources: Sequence[str], options: EditOptions) -> None:
@@ -162,9 +172,17 @@ def _check_inversion(inversion: Inversion, sources: Sequence[str], options: Edit
 
 
 def make_controller(
-    model: Any, sources: Sequence[str], targets: Sequence[str], options: EditOptions
+    model: Any,
+    sources: Sequence[str],
+    targets: Sequence[str],
+    options: EditOptions,
+    pixels: int = 0,
 ) -> tuple[PromptToPrompt, LocalBlend | None]:
-    """What rewrites attention for these pairs of prompts, and the local blend if one is wanted."""
+    """What rewrites attention for these pairs of prompts, and the local blend if one is wanted.
+
+    Latents have so many `pixels`: their self-attention is taken over from a quarter of their sides
+    down, and from 16x16 down in any case.
+    """
     encoder, manager = model.cond_stage_model, model.embedding_manager
     before = [read_prompt(encoder, prompt, manager) for prompt in sources]
     after = [read_prompt(encoder, prompt, manager) for prompt in targets]
@@ -179,6 +197,7 @@ def make_controller(
         make_cross_edit(before, after, options),
         replacement_windows(after, steps, options.cross),
         window_steps(options.self_attention, steps),
+        self_pixels=max(SELF_PIXELS, pixels // 16),
         watch=watch,
     )
     return controller, blend

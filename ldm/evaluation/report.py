@@ -10,11 +10,12 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ldm.checkpoint import write_atomic
+from ldm.config_files import given_weights
 from ldm.evaluation.looks import SavedLook, Shown, best_look, read_looks
 from ldm.evaluation.panels import (
     FILMS,
@@ -25,6 +26,7 @@ from ldm.evaluation.panels import (
     samples_panel,
 )
 from ldm.evaluation.words import best_matching, mean_overlap
+from ldm.inference import shipped_weights
 from ldm.visual import save_png
 
 TEMPLATE = "report.html"
@@ -193,12 +195,24 @@ def _commands(folder: Path, words: list[str]) -> list[tuple[str, str]]:
     if words and (folder / "checkpoints" / "embeddings.pt").is_file():
         prompt = shlex.quote(f"a photo of a {words[0]} on the beach")
         sample = f"python scripts/txt2img.py --embedding_path {run}/checkpoints/embeddings.pt"
-        commands.append(("sample", f"{sample} --prompt {prompt}"))
+        commands.append(("sample", f"{sample}{_model_flags(folder)} --prompt {prompt}"))
     commands.append(("make this page again", f"python scripts/report.py {run}"))
     return commands
 
 
+def _model_flags(folder: Path) -> str:
+    """What names the model that words were learned on, where it is not the one that ships."""
+    for path in _newest_config(folder):
+        weights = given_weights(cast(DictConfig, OmegaConf.load(path)))
+        if weights is not None and weights != shipped_weights():
+            return f" --ckpt_path {shlex.quote(weights)} --config {shlex.quote(str(path))}"
+    return ""
+
+
 def _settings(folder: Path) -> str:
     """The configuration of the newest start, as it stands in the run's folder."""
-    newest = sorted(folder.glob("configs/*-project.yaml"))[-1:]
-    return "\n".join(OmegaConf.to_yaml(OmegaConf.load(path)) for path in newest)
+    return "\n".join(OmegaConf.to_yaml(OmegaConf.load(path)) for path in _newest_config(folder))
+
+
+def _newest_config(folder: Path) -> list[Path]:
+    return sorted(folder.glob("configs/*-project.yaml"))[-1:]

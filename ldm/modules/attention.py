@@ -51,9 +51,9 @@ class AttentionController:
     rewrites: bool = False
     differentiable: bool = False
 
-    def wants(self, site: AttentionSite | None) -> bool:
-        """Whether this controller has anything to do at `site`."""
-        del site
+    def wants(self, site: AttentionSite | None, pixels: int | None = None) -> bool:
+        """Whether this controller has anything to do at `site`, with so many queries."""
+        del site, pixels
         return True
 
     def observe(
@@ -154,7 +154,7 @@ class CrossAttention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, grid: Grid | None
     ) -> Tensor:
         controller = None if recomputing() else self.controller
-        if controller is not None and controller.wants(self.site):
+        if controller is not None and controller.wants(self.site, q.shape[-2]):
             if controller.rewrites:
                 probs = controller(attention_probs(q, k, self.scale, bias), self.site, grid)
                 return probs.to(v.dtype) @ v

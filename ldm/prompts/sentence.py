@@ -8,7 +8,7 @@ learnable word (MCPL sec. 3.4, "Bind adj."). The strategies "one" and "all" are 
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -170,7 +170,8 @@ def _define(markup: str, match: re.Match[str], words: dict[str, LearnableWord]) 
 def apply_strategy(sentence: Sentence, strategy: Literal["one", "all"] = "one") -> Sentence:
     """Which words are learned: "one" the marked words (MCPL-one), "all" every word (MCPL-all).
 
-    With "all", an ordinary word starts from itself and a bound adjective stays bound.
+    With "all", an ordinary word starts from itself and a bound adjective stays bound. ``RELATE``
+    is no word: what it becomes is learned, once :func:`relate` has put it there.
 
     Raises:
         ValueError: for any other strategy.
@@ -184,7 +185,8 @@ def apply_strategy(sentence: Sentence, strategy: Literal["one", "all"] = "one") 
     added = [
         WordSpan(*match.span(), match.group().lower())
         for match in _ORDINARY.finditer(caption.text)
-        if all(match.end() <= span.start or span.end <= match.start() for span in taken)
+        if match.group() != RELATE
+        and all(match.end() <= span.start or span.end <= match.start() for span in taken)
     ]
     adjectives = {
         span.word
@@ -293,12 +295,34 @@ def _bind(
     text: str, adjective: WordSpan, learnable: Sequence[WordSpan], roles: dict[str, Role]
 ) -> WordSpan:
     """The adjective's span, bound to the first placeholder after it (else any learnable word)."""
-    after = [s for s in learnable if s.start >= adjective.end and roles[s.word] != "adjective"]
-    nouns = [span for span in after if roles[span.word] == "noun"]
-    if not after:
+    word = _next_word(adjective, learnable, roles)
+    if word is None:
         problem = f"the adjective {adjective.word!r} has no learnable word after it:"
         raise _complain(text, adjective.start, problem)
-    return replace(adjective, word=(nouns or after)[0].word)
+    return replace(adjective, word=word)
+
+
+def _next_word(
+    adjective: WordSpan, learnable: Sequence[WordSpan], roles: Mapping[str, Role]
+) -> str | None:
+    after = [s for s in learnable if s.start >= adjective.end and roles[s.word] != "adjective"]
+    nouns = [span for span in after if roles[span.word] == "noun"]
+    return (nouns or after)[0].word if after else None
+
+
+def bind_adjectives(caption: Caption, words: Mapping[str, LearnableWord]) -> Caption:
+    """`caption` with the adjectives of its words bound, where they stand before them."""
+    roles: dict[str, Role] = {name: word.role for name, word in words.items()}
+    bound: list[WordSpan] = []
+    for word in words.values():
+        adjective = word.adjective or ""
+        spans = find_words(caption.text, [adjective]) or find_words(caption.text, adjective.split())
+        bound += [
+            replace(span, word=word.name)
+            for span in spans
+            if _next_word(span, caption.learnable, roles) == word.name
+        ]
+    return replace(caption, bound=tuple(bound))
 
 
 def relate(sentence: Sentence, relation: str) -> Sentence:

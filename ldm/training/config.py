@@ -167,7 +167,8 @@ def _apply_concept_flags(config: DictConfig, flags: Any) -> None:
     """Write the words to learn under ``concept``, and MCPL's terms under ``model.params``."""
     _refuse_contradictions(config, flags)
     if flags.sentence is not None:
-        config.concept = {"sentence": flags.sentence, "strategy": flags.strategy or "one"}
+        kept = {"strategy": "one", **_known(config, "strategy", "embeddings")}
+        config.concept = {**kept, "sentence": flags.sentence}
     elif flags.placeholder_string is not None or flags.init_word is not None:
         config.concept = _released_concept(config, flags)
     if flags.strategy is not None:
@@ -199,7 +200,14 @@ def _released_concept(config: DictConfig, flags: Any) -> dict[str, Any]:
         "pseudo_words": words or [sentence],
         "adjectives": flags.bound_adjectives or [],
         "init_word": flags.init_word,
+        **_known(config, "embeddings"),
     }
+
+
+def _known(config: DictConfig, *keys: str) -> dict[str, Any]:
+    """What the configuration says of these parts of ``concept``."""
+    concept = config.get("concept") or {}
+    return {key: concept[key] for key in keys if concept.get(key) is not None}
 
 
 def _refuse_contradictions(config: DictConfig, flags: Any) -> None:

@@ -1,6 +1,7 @@
 """The flags that every script with a model has, and how such flags are read."""
 
 import argparse
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import torch
 
 from ldm.inference import check_prompts, load_model, load_words
 from ldm.modules.word_files import read_renames
+from ldm.prompts.spans import find_words
+
+logger = logging.getLogger(__name__)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -32,13 +36,34 @@ def open_model(options: argparse.Namespace, prompts: Sequence[str] = ()) -> Any:
         ValueError: for files that do not fit, words that clash, or unknown words in a prompt.
         FileNotFoundError: when a file is not there.
     """
+    check_device(options.device)
     model = load_model(options.ckpt_path, options.config, device=options.device)
     files = options.embedding_path
     renames = read_renames(options.rename, files)
     if renames and not files:
         raise ValueError("--rename needs learned words to rename: give --embedding_path FILE")
-    check_prompts(prompts, load_words(model, files, renames) if files else [])
+    words = load_words(model, files, renames) if files else []
+    check_prompts(prompts, words)
+    if words and prompts and not any(find_words(prompt, words) for prompt in prompts):
+        logger.warning(
+            "%r has none of the learned words %s: they change nothing", prompts[0], ", ".join(words)
+        )
     return model
+
+
+def check_device(name: str) -> None:
+    """Find out that a device is not there before a checkpoint is read.
+
+    Raises:
+        ValueError: naming those that are.
+    """
+    try:
+        torch.empty(0, device=torch.device(name))
+    except (RuntimeError, AssertionError) as error:
+        gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
+        raise ValueError(
+            f"--device {name}: not on this machine; there is {', '.join(['cpu', *gpus])}"
+        ) from error
 
 
 def origin(options: argparse.Namespace) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import datetime
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,11 @@ def _make(root: Path, logdir: str) -> Path:
     try:
         for suffix in ("", *(f"-{i}" for i in range(1, 1000))):
             candidate = root.with_name(root.name + suffix)
-            if not candidate.exists():
-                (candidate / "checkpoints").mkdir(parents=True)
+            candidate.parent.mkdir(parents=True, exist_ok=True)
+            # Not looked for first: another run may begin in between.
+            with suppress(FileExistsError):
+                candidate.mkdir()
+                (candidate / "checkpoints").mkdir()
                 return candidate
     except OSError as error:
         raise UserError(

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.checkpoint import read_checkpoint, save_torch, write_atomic
+from ldm.config_files import given_weights
 from ldm.data.module import DataModuleFromConfig
 from ldm.models.diffusion.packed import PackedRuns, checkpoint_of
 from ldm.training.cli import Options
@@ -28,7 +29,6 @@ from ldm.training.jobs import Job, is_complete, job_config, job_sentence, record
 from ldm.training.run import (
     build_model,
     explaining,
-    given_weights,
     limit_threads,
     pictures,
     read_data,

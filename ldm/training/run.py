@@ -15,11 +15,18 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.model_helpers import is_overridden
 
 from ldm.checkpoint import load_with_report, read_state_dict
+from ldm.config_files import given_weights
 from ldm.data.module import DataModuleFromConfig
 from ldm.errors import UserError
 from ldm.evaluation.pictures import Pictures
 from ldm.inference import rooted
-from ldm.prompts.sentence import Sentence, apply_strategy, parse_released, parse_sentence
+from ldm.prompts.sentence import (
+    Sentence,
+    apply_strategy,
+    as_words,
+    parse_released,
+    parse_sentence,
+)
 from ldm.training.cli import Options
 from ldm.training.clock import seconds_running
 from ldm.training.config import DATASETS, public_params, public_words
@@ -51,8 +58,8 @@ def concept_sentence(config: DictConfig) -> Sentence | None:
     return _released(
         config,
         concept.placeholder_string,
-        list(concept.pseudo_words),
-        adjectives=list(concept.get("adjectives") or ()),
+        as_words(concept.pseudo_words),
+        adjectives=as_words(concept.get("adjectives")),
         init_word=concept.get("init_word"),
     )
 
@@ -102,11 +109,6 @@ def _weights_file(weights: str, config: DictConfig) -> Path:
             "named with --actual_resume CKPT"
         )
     return path
-
-
-def given_weights(config: DictConfig) -> str | None:
-    """The file that the model's weights come from: as given, else the backbone's."""
-    return config.get("weights", OmegaConf.select(config, "backbone.weights"))
 
 
 def build_data(config: DictConfig, sentence: Sentence | None) -> DataModuleFromConfig:

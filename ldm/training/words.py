@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from ldm.errors import UserError
-from ldm.prompts.sentence import LearnableWord, Sentence
+from ldm.prompts.sentence import RELATE, LearnableWord, Sentence, as_words
 from ldm.prompts.spans import find_words
 from ldm.training.config import public_params
 from ldm.util import step_generator
@@ -49,14 +49,36 @@ def check_words(data: Any, config: DictConfig, given: Sentence | None) -> None:
             f"own, such as {texts[0]!r}. Give pictures without, or leave the sentence out"
         )
     if getattr(dataset, "cacheable", False):
-        deque(dataset.images(), maxlen=0)  # a damaged picture is found before training, not in it
+        # A damaged picture, or mask, is found before training, not in it.
+        deque(dataset.images(), maxlen=0)
+    if hasattr(dataset, "every_mask"):
+        deque(dataset.every_mask(), maxlen=0)
+    _check_relations(given, shown, texts)
     for key, flag in NAMED_WORDS.items():
-        for word in OmegaConf.select(config, key) or ():
+        for word in as_words(OmegaConf.select(config, key)):
             if word not in shown and not any(find_words(text, [word]) for text in texts):
                 raise UserError(
                     f"{flag} (in the configuration {key}) names {word!r}, which is not in the "
                     f"sentence {texts[0]!r}{_nearest(word, [*shown, *texts[0].split()])}"
                 )
+
+
+def _check_relations(given: Sentence | None, shown: Sequence[str], texts: Sequence[str]) -> None:
+    """Of a sentence with RELATE, tell listed words that stand in no picture's sentence."""
+    if given is None or not find_words(given.caption.text, [RELATE]):
+        return
+    listed = [name for name in given.names if name not in given.caption.names()]
+    unseen = [name for name in listed if name not in shown]
+    if not unseen:
+        return
+    found = f"{', '.join(unseen)} in no picture's sentence, such as {texts[0]!r}"
+    if unseen == listed:
+        raise UserError(
+            f"the listed words stand for {RELATE}, but there is {found}: name each picture after "
+            f"its relation ('{unseen[0].replace(' ', '_')}.jpg', '{unseen[0]} 2.jpg'), or leave "
+            "the words out"
+        )
+    logger.warning("not learned: there is %s", found)
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ class Everything(AttentionController):
     def __init__(self) -> None:
         self.seen = []
 
-    def wants(self, site):
+    def wants(self, site, pixels=None):
         return site.is_cross
 
     def __call__(self, probs, site, grid):

@@ -237,4 +237,4 @@ def test_main_py_commands_of_the_readme_parse():
     for command in commands:
         options = parse(shlex.split(command, comments=True))
         assert options.flags.base
-        assert options.trainer == {}
+        assert options.trainer.keys() <= {"max_steps"}

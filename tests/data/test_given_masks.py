@@ -1,8 +1,11 @@
 """True masks beside pictures: read, flipped with the picture, and taken by the loss as they are."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ldm.concepts.masks import AttentionMask
 from ldm.data.given_masks import true_mask
@@ -30,6 +33,39 @@ class TestGivenMasks:
     def test_a_missing_mask_is_named(self, folder):
         with pytest.raises(FileNotFoundError, match=r"1-zebra\.png"):
             true_mask(Item(folder / "1.png"), ["<zebra>"])
+
+    def save(self, folder, mask, mode="L"):
+        """A picture of 8x4 pixels with a mask of `<bear>`."""
+        (folder / "masks").mkdir()
+        Image.new("RGB", (8, 4), "green").save(folder / "1.png")
+        Image.fromarray(mask, mode).save(folder / "masks/1-bear.png")
+        return Item(folder / "1.png")
+
+    def test_transparent_parts_are_outside(self, tmp_path):
+        pixels = np.full((4, 8, 4), 255, np.uint8)
+        pixels[:, 2:, 3] = 0
+        mask = true_mask(self.save(tmp_path, pixels, "RGBA"), ["<bear>"])
+        assert mask[:, :2].all()
+        assert not mask[:, 2:].any()
+
+    def test_a_larger_mask_is_cut_where_its_picture_is(self, tmp_path):
+        pixels = np.zeros((8, 16), np.uint8)
+        pixels[:4, :8] = 255
+        item = replace(self.save(tmp_path, pixels), crop=(0, 0, 4, 2))
+        assert true_mask(item, ["<bear>"]).mean() == 1
+
+    @pytest.mark.parametrize(
+        ("mask", "message"),
+        [
+            (np.eye(4, 8, dtype=np.uint8), "no value above 1: save it as 0 and 255"),
+            (np.zeros((4, 8), np.uint8), "none of its masks is white"),
+            (np.full((8, 4), 255, np.uint8), "4x8 pixels, its picture 8x4"),
+        ],
+        ids=("labels", "black", "turned"),
+    )
+    def test_a_bad_mask_is_refused(self, tmp_path, mask, message):
+        with pytest.raises(ValueError, match=message):
+            true_mask(self.save(tmp_path, mask), ["<bear>"])
 
     def test_the_term_takes_it_as_it_is(self):
         mask = torch.zeros(2, 16, 16)

@@ -206,3 +206,20 @@ def test_the_papers_images_load(shared):
         assert array.shape == (32, 32, 3)
         assert np.isfinite(array).all()
         assert array.std() > 0.01
+
+
+def test_any_digits_are_sorted(tmp_path):
+    for name in ("10\u00b25.png", "2.png", "10.png"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    assert find_images(tmp_path)[0].stem == "2"
+    assert len(find_images(tmp_path)) == 3
+
+
+def test_twelve_bits_in_sixteen_are_told(tmp_path, caplog):
+    dark, full = np.array([[0, 4095]], np.uint16), np.array([[0, 65535]], np.uint16)
+    for name, values in (("dark.tiff", dark), ("full.tiff", full)):
+        Image.fromarray(values).save(tmp_path / name)
+        load_image(tmp_path / name)
+    (record,) = caplog.records
+    assert "dark.tiff" in record.getMessage()
+    assert "4095" in record.getMessage()

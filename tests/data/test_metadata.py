@@ -172,3 +172,13 @@ def test_an_empty_folder_says_what_is_inside(tmp_path):
 )
 def test_the_relation_is_the_file_name(tmp_path, name, relation):
     assert Item(tmp_path / name).relation == relation
+
+
+def test_a_row_is_that_of_its_picture_whatever_the_way_to_the_folder(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "b/1.png")
+    row = {"file_name": "./1.png", "text": "a <cat>"}
+    (tmp_path / "b/metadata.jsonl").write_text(json.dumps(row))
+    (item,) = read_items(tmp_path / "a" / ".." / "b")
+    assert item.text == "a <cat>"

@@ -122,6 +122,12 @@ def test_a_mask_comes_from_the_learned_word_and_from_what_replaces_it(model):
     assert controller.watch.columns.flatten(1).tolist() == [[-1], [6]]
 
 
+def test_self_attention_is_taken_over_from_a_quarter_of_the_sides(model):
+    for side, taken in ((16, 16), (64, 16), (96, 24)):
+        controller, _ = make_controller(model, [SOURCE], [LONGER], EditOptions(), side * side)
+        assert controller.self_pixels == taken**2
+
+
 def test_reweighting_moves_the_picture_and_weight_one_does_not(model):
     base = run(model)
     assert torch.equal(run(model, reweight={"cat": 1.0}).edited_latents, base.edited_latents)

@@ -191,7 +191,7 @@ def test_sites_are_found_inside_a_larger_model():
 
 def test_wants_decides_where():
     class OnlyCross(Observer):
-        def wants(self, site):
+        def wants(self, site, pixels=None):
             return site.is_cross and site.place == "up"
 
     unet, observer = make_unet(), OnlyCross()

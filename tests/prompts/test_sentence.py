@@ -235,3 +235,12 @@ def test_a_word_needs_a_name_and_a_vector(name, vectors):
 def test_a_word_starts_from_its_own_spelling(name, start):
     assert LearnableWord(name).start == start
     assert LearnableWord(name, "cat").start == "cat"
+
+
+def test_relate_is_no_word_of_its_own():
+    sentence = apply_strategy(parse_sentence("a <ball:toy> RELATE a <box:thing>"), "all")
+    assert "relate" not in sentence.names
+    shown = apply_strategy(relate(sentence, "in front of"), "all").caption
+    assert [shown.text[s.start : s.end] for s in shown.learnable] == [
+        "a", "<ball>", "in", "front", "of", "a", "<box>",
+    ]  # fmt: skip

@@ -160,6 +160,33 @@ def test_a_window_takes_apart_what_all_steps_average(files, tmp_path):
     np.testing.assert_allclose((maps[0] + maps[1]) / 2, maps[2], rtol=1e-4)
 
 
+def test_pictures_of_one_name_have_files_of_their_own(files, tmp_path):
+    other = tmp_path / "other" / files.photo.name
+    other.parent.mkdir()
+    Image.open(files.photo).rotate(180).save(other)
+    assert on_photo(files, tmp_path / "out", "--image", str(other)) == 0
+    first, second = (read(tmp_path / "out", name)[1] for name in ("photo", "photo-2"))
+    assert (first["map/<teddy>"] != second["map/<teddy>"]).any()
+
+
+def test_sizes_that_are_not_there_are_found_in_the_second_step(files, tmp_path, monkeypatch):
+    steps, begin = [], attend.ChosenAttention.begin_step
+    monkeypatch.setattr(
+        attend.ChosenAttention, "begin_step", lambda s, *a: steps.append(1) or begin(s, *a)
+    )
+    given = ["--prompt", "a <teddy>", "--resolution", "5", "--ddim_steps", "10"]
+    assert run(files, tmp_path, *given) == 1
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize(
+    ("window", "steps"),
+    [((0, 0.005), (0, 1)), ((0.999, 1), (9, 10)), ((0.2, 0.8), (2, 8)), ((0, 1), (0, 10))],
+)
+def test_a_window_is_never_empty(window, steps):
+    assert attend.chosen_steps(window, 10) == steps
+
+
 def test_file_names_are_never_shared():
     names = attend.file_names(["<a>", "a", "*", "@", "ein bär"])
     assert list(names.values()) == ["a", "a-1", "word2", "word3", "ein-bär"]

@@ -51,12 +51,27 @@ def test_the_source_is_what_txt2img_draws_from_that_seed(files, tmp_path):
 
 
 def test_equal_prompts_give_equal_files(files, tmp_path):
-    assert run(files, tmp_path, "--target", PROMPT, "--blend") == 0
-    assert (pixels(tmp_path / "0042-edited.png") == pixels(tmp_path / "0042-source.png")).all()
-    assert run(files, tmp_path, "--reweight", "<teddy>=1") == 0
-    assert (pixels(tmp_path / "0042-edited.png") == pixels(tmp_path / "0042-source.png")).all()
-    assert run(files, tmp_path, "--reweight", "<teddy>=4", "--reweight", "<board>=0.5") == 0
-    assert (pixels(tmp_path / "0042-edited.png") != pixels(tmp_path / "0042-source.png")).any()
+    def edited_and_source(name, *more):
+        assert run(files, tmp_path / name, *more) == 0
+        return [pixels(tmp_path / name / f"0042-{kind}.png") for kind in ("edited", "source")]
+
+    edited, source = edited_and_source("same", "--target", PROMPT, "--blend")
+    assert (edited == source).all()
+    edited, source = edited_and_source("one", "--reweight", "<teddy>=1")
+    assert (edited == source).all()
+    edited, source = edited_and_source(
+        "other", "--reweight", "<teddy>=4", "--reweight", "<board>=0.5"
+    )
+    assert (edited != source).any()
+
+
+def test_an_earlier_edit_is_not_overwritten(files, tmp_path):
+    assert run(files, tmp_path, "--target", "a cat") == 0
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert run(files, tmp_path, "--target", "a dog") == 0
+    assert {name: (tmp_path / name).read_bytes() for name in first} == first
+    assert Image.open(tmp_path / "0042-2-edited.png").text["target"] == "a dog"
+    assert len(list(tmp_path.iterdir())) == 2 * len(first)
 
 
 def test_blend_can_be_switched(files, tmp_path):
@@ -112,6 +127,12 @@ def test_misuse_is_refused_with_the_remedy(files, tmp_path, caplog, arguments, m
     assert run(files, tmp_path / "out", *arguments) == 1
     assert re.search(message, caplog.records[-1].getMessage())
     assert not list(tmp_path.rglob("*.png"))
+
+
+@pytest.mark.parametrize("more", [["--reweight", "dog=2"], ["--target", "a", "--cross", "1.5"]])
+def test_a_slip_is_found_before_a_photograph_is_inverted(files, tmp_path, monkeypatch, more):
+    monkeypatch.setattr(edit, "null_text_inversion", lambda *_, **__: pytest.fail("inverted"))
+    assert run(files, tmp_path, "--image", str(files.photo), *more) == 1
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,25 @@ def test_prompts_from_a_file(draw, tmp_path):
     assert list(out.glob("*.png")) == []
 
 
+def test_learned_words_that_no_prompt_uses_are_named(draw, embeddings):
+    code, said, _ = draw("--embedding_path", embeddings, "--prompt", "a cat", "--n_samples", 1)
+    assert code == 0
+    assert "<cat>" in said
+    _, said, _ = draw("--embedding_path", embeddings, "--prompt", "a <cat>", "--n_samples", 1)
+    assert "change nothing" not in said
+
+
+def test_every_batch_starts_from_the_noise_of_the_first(draw):
+    given = ("--prompt", "a cat", "--n_samples", 2, "--n_iter", 2, "--fixed_code", "--skip_grid")
+    _, _, out = draw(*given)
+    first, second, third, fourth = pictures(out / "samples")
+    assert not np.array_equal(first, second)
+    assert np.array_equal(first, third)
+    assert np.array_equal(second, fourth)
+    seeds = [Image.open(path).text["seed"] for path in sorted((out / "samples").iterdir())]
+    assert seeds == ["42", "43", "42", "43"]
+
+
 def test_only_the_grid(draw):
     _, said, out = draw("--prompt", "a bear", "--n_samples", 2, "--skip_save", "--n_rows", 1)
     assert list((out / "samples").iterdir()) == []
@@ -188,6 +207,8 @@ def test_two_files_with_one_word(draw, embeddings, tmp_path):
         (["--prompt", "a", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--prompt", "a", "--init-img", "nowhere.png"], ["nowhere.png"]),
         (["--prompt", "a", "--init-img", "setup.py"], ["setup.py", "cannot be read"]),
+        (["--prompt", "a", "--device", "gpu"], ["--device gpu", "cpu"]),
+        (["--prompt", "a", "--device", "cuda:99"], ["--device cuda:99", "cpu"]),
         (["--prompt", "a", "--strength", "0"], ["strength 0.0", "more than 0"]),
         (["--prompt", "a <cat>", "--attend_excite", "dog"], ["['dog']", "'a <cat>'"]),
         (["--prompt", "a <cat>", "--attend_excite", "<cat>", "--resolution", "5"], ["[5] pixels"]),

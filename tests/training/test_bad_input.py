@@ -35,6 +35,7 @@ def broken(toy, wide, tmp_path):
     (tmp_path / "wordless/1.txt").write_text("just some grass")
     write_images(tmp_path / "own", 1)
     (tmp_path / "own/0.txt").write_text("a <cat>")
+    write_images(tmp_path / "relations", 2)
     (tmp_path / "bad.yaml").write_text("model:\n  target: [unclosed\ndata: {}\n")
     (tmp_path / "list.yaml").write_text("- a\n- b\n")
     (tmp_path / "page.ckpt").write_text("<!DOCTYPE html><html>404 not found</html>")
@@ -63,6 +64,12 @@ CASES = {
         "--data_root {}/own --sentence 'a <teddy>'", ["not used", "a <cat>"]),
     "unknown word in --pseudo_words": (
         "--placeholder_string 'green * and orange @' --pseudo_words '*,#'", ["#", "green * and"]),
+    "words for relations that no picture has": (
+        "--data_root {}/relations --placeholder_string 'a * RELATE a @' "
+        "--pseudo_words '*,@,on,under'", ["on, under", "name each picture", "on.jpg"]),
+    "masks that are not there": (
+        "--data_root {}/relations --sentence 'a <bear>' model.params.mask.kind=given "
+        "data.params.train.params.given_masks=true", ["0-bear.png", "needs a mask"]),
     "unknown word in --attn_words": (
         "--placeholder_string 'green * and orange @' --pseudo_words '*,@' --attn_words '*,gren'",
         ["--attn_words", "'gren'", "did you mean 'green'?"]),

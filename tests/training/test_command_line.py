@@ -121,11 +121,12 @@ class TestOnTheToy:
         folder = write_images(tmp_path / "relations", 2)
         (folder / "0.png").rename(folder / "on.png")
         (folder / "1.png").rename(folder / "beside.png")
-        words, _ = self.run(
+        words, outcome = self.run(
             command, toy, tmp_path / "logs", "--data_root", folder, "--init_word", "ball",
             "--placeholder_string", "green * RELATE orange @", "--pseudo_words", "*,@,on,under",
         )  # fmt: skip
         assert set(words) == {"*", "@", "on"}, "no picture shows 'under'"
+        assert "not learned: there is under in no picture's sentence" in outcome.said
 
     def test_every_term(self, toy, tmp_path, command):
         words, outcome = self.run(

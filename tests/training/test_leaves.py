@@ -2,9 +2,11 @@
 
 import base64
 import csv
+import html
 import io
 import json
 import re
+import shlex
 import shutil
 import signal
 from html.parser import HTMLParser
@@ -20,6 +22,7 @@ from ldm.checkpoint import read_checkpoint, read_embeddings
 from ldm.evaluation.looks import Shown, best_look, read_looks
 from ldm.evaluation.report import write_report
 from ldm.training.main import main
+from scripts import txt2img
 from scripts.report import main as report
 
 EVERY = "lightning.callbacks.evaluation.params.every_n_train_steps=2"
@@ -213,6 +216,14 @@ class TestThePage:
         for part in ("&lt;teddy&gt;", "skateboard", "--resume", "scripts/txt2img.py",
                      "every_n_train_steps", "evaluation loss"):  # fmt: skip
             assert part in text
+
+    def test_its_commands_work(self, watched, tmp_path):
+        """The words are of another model than the one that ships."""
+        page = (watched / "report.html").read_text(encoding="utf-8")
+        (told,) = re.findall(r"python scripts/txt2img.py ([^<]*)", page)
+        given = [*shlex.split(html.unescape(told)), "--outdir", str(tmp_path), "--ddim_steps", "1"]
+        assert txt2img.main([*given, "--n_samples", "1"]) == 0
+        assert list(tmp_path.rglob("*.png"))
 
     def test_can_be_made_again_from_the_folder(self, watched, tmp_path):
         folder = shutil.copytree(watched, tmp_path / watched.name)

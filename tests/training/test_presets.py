@@ -69,6 +69,19 @@ class TestStrategies:
         assert {"<bear>", "brown", "a"} <= set(words)
         assert sentences(loaded("mcpl-one.yaml"))[1] == ["<bear>", "<skateboard>"]
 
+    def test_a_sentence_leaves_the_rest_of_the_concept(self):
+        given = ("--sentence", "a [red] <x:dog> on a <y:mat>", "concept.embeddings=words.pt")
+        found = loaded("mcpl-all.yaml", *given).concept
+        assert (found.strategy, found.embeddings) == ("all", "words.pt")
+        assert loaded("mcpl-all.yaml", *given, "--strategy", "one").concept.strategy == "one"
+        assert loaded("mcpl.yaml", *given).concept.strategy == "one"
+        released = ("--placeholder_string", "a *", "--pseudo_words", "*", given[-1])
+        assert loaded("mcpl.yaml", *released).concept.embeddings == "words.pt"
+
+    def test_lists_of_words_may_be_text(self):
+        concept = "concept={placeholder_string: green * and a @, pseudo_words: '*,@'}"
+        assert concept_sentence(loaded("mcpl.yaml", concept)).names == ("*", "@")
+
     def test_diverse_has_a_relation_for_each_picture(self):
         texts, words = sentences(loaded("mcpl-diverse.yaml"))
         assert len(set(texts)) >= 3

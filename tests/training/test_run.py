@@ -7,12 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from omegaconf import OmegaConf
 
 from ldm.checkpoint import read_checkpoint, read_embeddings
+from ldm.training.folder import _make
 from ldm.training.main import main
 from tests.training.witness import Witness
 
@@ -235,3 +237,10 @@ class TestEnding:
         assert outcome.code == 130
         assert "nothing had been saved yet" in outcome.said
         assert not (tmp_path / "logs").exists()
+
+
+def test_runs_that_begin_together_have_folders_of_their_own(tmp_path, monkeypatch):
+    """Both find that there is none yet."""
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    made = [_make(tmp_path / "run", str(tmp_path)).name for _ in range(3)]
+    assert made == ["run", "run-1", "run-2"]

@@ -236,9 +236,9 @@ class EachItsAttention(AttentionController):
         self.rows, self.recorders = rows, recorders
         self.differentiable = any(recorder.differentiable for recorder in recorders)
 
-    def wants(self, site: AttentionSite | None) -> bool:
+    def wants(self, site: AttentionSite | None, pixels: int | None = None) -> bool:
         """What the recorders want, which are of one kind."""
-        return self.recorders[0].wants(site)
+        return self.recorders[0].wants(site, pixels)
 
     def observe(
         self, q: Tensor, k: Tensor, scale: float, site: AttentionSite | None, grid: Grid | None
