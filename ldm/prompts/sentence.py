@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ldm.prompts.spans import Caption, WordSpan, find_words
+from ldm.prompts.spans import Caption, WordSpan, find_words, written_words
 
 logger = logging.getLogger(__name__)
 
@@ -295,34 +295,26 @@ def _bind(
     text: str, adjective: WordSpan, learnable: Sequence[WordSpan], roles: dict[str, Role]
 ) -> WordSpan:
     """The adjective's span, bound to the first placeholder after it (else any learnable word)."""
-    word = _next_word(adjective, learnable, roles)
-    if word is None:
-        problem = f"the adjective {adjective.word!r} has no learnable word after it:"
-        raise _complain(text, adjective.start, problem)
-    return replace(adjective, word=word)
-
-
-def _next_word(
-    adjective: WordSpan, learnable: Sequence[WordSpan], roles: Mapping[str, Role]
-) -> str | None:
     after = [s for s in learnable if s.start >= adjective.end and roles[s.word] != "adjective"]
     nouns = [span for span in after if roles[span.word] == "noun"]
-    return (nouns or after)[0].word if after else None
+    if not after:
+        problem = f"the adjective {adjective.word!r} has no learnable word after it:"
+        raise _complain(text, adjective.start, problem)
+    return replace(adjective, word=(nouns or after)[0].word)
 
 
 def bind_adjectives(caption: Caption, words: Mapping[str, LearnableWord]) -> Caption:
-    """`caption` with the adjectives of its words bound, where they stand before them."""
-    roles: dict[str, Role] = {name: word.role for name, word in words.items()}
+    """`caption` with the adjectives of its words bound, where they stand right before them."""
+    text = caption.text
+    parts = {part for word in words.values() for part in (word.adjective or "").split()}
     bound: list[WordSpan] = []
-    for word in words.values():
+    for name, word in words.items():
         adjective = word.adjective or ""
-        spans = find_words(caption.text, [adjective]) or find_words(caption.text, adjective.split())
-        bound += [
-            replace(span, word=word.name)
-            for span in spans
-            if _next_word(span, caption.learnable, roles) == word.name
-        ]
-    return replace(caption, bound=tuple(bound))
+        spans = find_words(text, [adjective]) or find_words(text, adjective.split())
+        for noun in (span for span in caption.learnable if span.word == name):
+            before = [s for s in spans if set(written_words(text[s.end : noun.start])) <= parts]
+            bound += [replace(s, word=name) for s in before if s.end <= noun.start]
+    return replace(caption, bound=tuple(dict.fromkeys(bound)))
 
 
 def relate(sentence: Sentence, relation: str) -> Sentence:
