@@ -106,8 +106,9 @@ class TestExperiments:
         assert steps in told.overrides
 
     def configured(self, name, base="configs/lego.yaml"):
-        arms = {arm.name: arm for arm in read_experiment(FILES["lego-leakage"]).arms}
-        overrides = arms[name].overrides if name in arms else ()
+        told = read_experiment(FILES["lego-leakage"])
+        arms = {arm.name: arm for arm in told.arms}
+        overrides = (*told.overrides, *arms[name].overrides) if name in arms else ()
         config = load_config(parse(["--base", str(REPO / base), *overrides]))
         return OmegaConf.to_container(config, resolve=True)
 
