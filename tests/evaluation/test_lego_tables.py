@@ -22,6 +22,7 @@ from ldm.evaluation.playroom import pictures
 from ldm.evaluation.tables.grid import Arm, Run, arm_config, read_experiment
 from ldm.evaluation.tables.lego import Concept, LegoFamily, preferred
 from ldm.evaluation.tables.lego_gradients import LambdaFamily, pulls
+from ldm.evaluation.tables.report import markdown
 from ldm.inference import load_model
 from ldm.training.cli import parse
 from ldm.training.config import load_config
@@ -121,6 +122,7 @@ class TestExperiments:
         assert steps["gentle"] == told.steps
         assert steps["gentle-long"] == 3 * told.steps
         assert steps["short"] == 1
+        assert f"{told.steps} or {3 * told.steps} steps a run" in markdown(told, [], {})
 
     def test_the_baselines_are_those_of_the_configurations(self):
         for arm, base in (("reversion", "reversion"), ("ti", "textual-inversion")):

@@ -77,6 +77,10 @@ class Experiment:
     quick: Mapping[str, Any] = field(default_factory=dict)
     takes: str = ""
 
+    def steps_of(self, arm: Arm) -> int:
+        """The training steps of the runs of an arm."""
+        return max(1, round(self.steps * arm.times))
+
     def only(self, sets: Sequence[str]) -> "Experiment":
         """The same with these sets alone.
 
@@ -222,7 +226,7 @@ def _about(run: Run) -> Row:
 
 def arm_config(experiment: Experiment, arm: Arm, workshop: Workshop) -> DictConfig:
     """The configuration that all runs of an arm share."""
-    steps = f"lightning.trainer.max_steps={max(1, round(experiment.steps * arm.times))}"
+    steps = f"lightning.trainer.max_steps={experiment.steps_of(arm)}"
     return workshop.configure(experiment.base, (*experiment.overrides, *arm.overrides, steps))
 
 

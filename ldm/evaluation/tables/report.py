@@ -39,9 +39,10 @@ def markdown(experiment: Experiment, rows: Sequence[Row], facts: Mapping[str, An
     found = figures(experiment, rows)
     lines = [f"# {experiment.title}", "", " ".join(experiment.about.split()), ""]
     sets = "; ".join(f"{group}: {', '.join(names)}" for group, names in experiment.groups.items())
+    steps = sorted({experiment.steps_of(arm) for arm in experiment.arms if arm.learned})
     lines += [
-        f"{len(rows)} rows of raw values, {experiment.steps} steps a run, {experiment.seeds} seeds "
-        f"a set ({sets}). Means, with 95% intervals on these sets, from seed to seed (Student's "
+        f"{len(rows)} rows of raw values, {' or '.join(map(str, steps))} steps a run, "
+        f"{experiment.seeds} seeds a set ({sets}). Means, with 95% intervals on these sets, from seed to seed (Student's "
         "t).",
         "",
     ]
