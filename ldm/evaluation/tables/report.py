@@ -42,8 +42,8 @@ def markdown(experiment: Experiment, rows: Sequence[Row], facts: Mapping[str, An
     steps = sorted({experiment.steps_of(arm) for arm in experiment.arms if arm.learned})
     lines += [
         f"{len(rows)} rows of raw values, {' or '.join(map(str, steps))} steps a run, "
-        f"{experiment.seeds} seeds a set ({sets}). Means, with 95% intervals on these sets, from seed to seed (Student's "
-        "t).",
+        f"{experiment.seeds} seeds a set ({sets}). Means, with 95% intervals on these sets, from "
+        "seed to seed (Student's t).",
         "",
     ]
     lines += [f"* {name}: {fact}" for name, fact in facts.items()] + [""] * bool(facts)
