@@ -59,7 +59,7 @@ from ldm.training.cli import parse
 from ldm.training.config import load_config
 from ldm.training.packed import Job, learn_many
 from ldm.training.run import limit_threads
-from ldm.util import progress_of
+from ldm.util import bfloat16_products, progress_of
 from ldm.visual import Cell, panel, save_png, to_uint8
 
 STAGES = ("judge", "reconstruction", "attention", "renders", "samples", "grid", "words")
@@ -197,7 +197,7 @@ def sampler(model: Any, options: argparse.Namespace) -> Sample:
     def sample(
         captions: Sequence[str], first: int, on_step: Callable[[int, slice], None]
     ) -> Tensor:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+        with bfloat16_products(model.device, low):
             return sample_latents(
                 model, captions, chosen, first=first, progress=False, on_step=on_step
             ).float()

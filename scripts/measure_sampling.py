@@ -45,6 +45,7 @@ from ldm.evaluation.tables.grid import file_digest
 from ldm.inference import SAMPLERS, load_model, load_words, rooted, shipped_weights
 from ldm.training.flags import count, numbers
 from ldm.training.sets import learn_set, set_of, words_of
+from ldm.util import bfloat16_products
 
 logger = logging.getLogger("measure_sampling")
 
@@ -276,7 +277,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="edits: of the highest attention, for the masks of the local blend")
     add("--batch", type=count, default=16, help="pictures at once")
     add("--precision", choices=("full", "autocast"), default="full",
-        help="autocast: bfloat16, about twice as fast")
+        help="autocast: bfloat16, about twice as fast on a device that has it")
     add("--seed", type=int, default=0, help="seed of everything random")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to draw")
     # fmt: on
@@ -298,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings |= {"run": [Path(run).name for run in options.run], "machine": platform.machine()}
         for name in options.what or MEASURES:
             model, low = load_model(device=options.device), options.precision == "autocast"
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=low):
+            with bfloat16_products(model.device, low):
                 measured = MEASURES[name](model, options)
             keep(folder, name, measured, {**settings, "what": name})
             if options.page:

@@ -26,6 +26,7 @@ from ldm.prompts.sentence import as_words
 from ldm.training.cli import Parser
 from ldm.training.flags import add_model_flags, count, numbers, open_model, origin
 from ldm.training.host import compile_network
+from ldm.util import bfloat16_products
 from ldm.visual import image_grid, save_png, to_uint8
 
 logger = logging.getLogger("txt2img")
@@ -69,7 +70,7 @@ def build_parser(**defaults: Any) -> argparse.ArgumentParser:
         help="compile the network first: minutes, for many pictures on a GPU",
     )
     add("--precision", choices=("full", "autocast"), default="full",
-        help="full is float32, autocast bfloat16")  # fmt: skip
+        help="full is float32, autocast bfloat16 where the device has it")  # fmt: skip
     parser.set_defaults(**defaults)
     return parser
 
@@ -194,8 +195,8 @@ def main(arguments: Sequence[str] | None = None, **defaults: Any) -> int:
         model = open_model(options, prompts)
         if options.compile:
             compile_network(model)
-        kind = torch.device(options.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=options.precision == "autocast"):
+        low = options.precision == "autocast"
+        with bfloat16_products(torch.device(options.device), low):
             written = draw(model, prompts, sampling, options)
     except (ValueError, OSError) as error:
         logger.error("error: %s", error)

@@ -26,7 +26,12 @@ from ldm.errors import UserError
 from ldm.evaluation.pictures import Pictures
 from ldm.training.clock import FirstStep
 from ldm.training.config import TRIGGERS
-from ldm.util import get_obj_from_str, instantiate_from_config
+from ldm.util import (
+    get_obj_from_str,
+    has_bfloat16,
+    instantiate_from_config,
+    tell_no_bfloat16,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +126,17 @@ def _arguments(config: DictConfig, *, learns_words: bool) -> dict[str, Any]:
             raise UserError(f"lightning.trainer.{name} is made by the run itself: {instead}")
     given = {**DEFAULTS, **devices(given.pop("gpus", None)), **given}
     given.setdefault("max_steps", 6100 if learns_words else -1)
+    if str(given.get("precision")) in ("bf16-mixed", "bf16") and not _computes_bfloat16(given):
+        tell_no_bfloat16()
+        given["precision"] = "32-true"
     return _with_validation(config, given, learns_words=learns_words)
+
+
+def _computes_bfloat16(given: Mapping[str, Any]) -> bool:
+    """Whether the device that the Trainer is asked for has bfloat16."""
+    others = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = given["accelerator"] == "cpu" or (given["accelerator"] == "auto" and not others)
+    return not on_cpu or has_bfloat16(torch.device("cpu"))
 
 
 def _with_validation(

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
@@ -31,6 +32,15 @@ def built(tmp_path):
 
 def trainer(**arguments):
     return {"trainer": {"accelerator": "cpu", **arguments}}
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"), [({"bf16": True}, "bf16-mixed"), ({}, "32-true")]
+)
+def test_bfloat16_only_where_the_cpu_has_it(built, monkeypatch, features, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features)
+    assert built(trainer(precision="bf16-mixed")).precision == expected
+    assert built(trainer(precision="bf16-true")).precision == "bf16-true", "weights are asked for"
 
 
 class TestValidation:

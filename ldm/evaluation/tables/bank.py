@@ -19,7 +19,7 @@ from ldm.modules.embedding_manager import EmbeddingManager, initial_vectors
 from ldm.prompts.sentence import RANDOM, LearnableWord, Sentence
 from ldm.prompts.spans import Caption
 from ldm.prompts.templates import fill
-from ldm.util import freeze
+from ldm.util import bfloat16_products, freeze
 
 #: Pictures that go through the network at once.
 BATCH = 32
@@ -93,10 +93,10 @@ class WordBank:
     def draw(self, wanted: Sequence[Drawing], steps: int, scale: float) -> Tensor:
         """Pictures (b, 3, h, w) in [-1, 1]: DPM-Solver++ with guidance, each from its own noise.
 
-        In bfloat16 where that is precise enough, as tables ask for thousands of them.
+        In bfloat16 where the device has it: precise enough, and tables ask for thousands.
         """
         parts = batches(len(wanted), BATCH)
-        with torch.autocast(self.model.device.type, torch.bfloat16):
+        with bfloat16_products(self.model.device):
             return torch.cat([self._drawn(wanted[part], steps, scale) for part in parts])
 
     def _drawn(self, wanted: Sequence[Drawing], steps: int, scale: float) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from ldm.util import count_params, instantiate_from_config
+from ldm.util import count_params, has_bfloat16, instantiate_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def orthogonalized(matrices: Tensor, rounds: int = 5) -> Tensor:
     a, b, c = _QUINTIC
     wide = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
     x = wide / wide.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    x = x.bfloat16()
+    x = x.bfloat16() if has_bfloat16(x.device) else x
     for _ in range(rounds):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
