@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm.concepts.recorder import WordAttention
-from ldm.models.diffusion.draws import noise_of
+from ldm.models.diffusion.draws import noise_at_level
 from ldm.modules.attention_control import controlling
 
 #: Timesteps at which pictures are noised, as shares of the schedule.
@@ -59,9 +59,9 @@ def record_noised(
     seed: int = 0,
 ) -> None:
     """Let `recorder` watch the network on `latents` noised at several levels (see `word_maps`)."""
-    noise = noise_of(latents.shape, seed).to(latents)
     with controlling(model.model.diffusion_model, recorder):
-        for share in shares:
+        for level, share in enumerate(shares):
+            noise = noise_at_level(latents, seed, level)
             step = min(int(share * model.num_timesteps), model.num_timesteps - 1)
             t = torch.full((len(latents),), step, device=latents.device)
             model.apply_model(model.q_sample(latents, t, noise), t, context)

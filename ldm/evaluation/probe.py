@@ -16,8 +16,8 @@ from torch import Tensor
 from ldm.concepts.objective import TrainStep
 from ldm.concepts.recorder import WordAttention
 from ldm.evaluation.localisation import SHARES
+from ldm.models.diffusion.draws import noise_at_level
 from ldm.modules.attention_control import controlling
-from ldm.util import step_generator
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Probe:
         recorder = WordAttention(tokens, self.resolutions, self.words)
         step = min(int(self.shares[number] * model.num_timesteps), model.num_timesteps - 1)
         t = torch.full((len(latents),), step, device=latents.device)
-        noise = self._noise(number, latents)
+        noise = noise_at_level(latents, self.seed, number)
         with controlling(model.model.diffusion_model, recorder):
             prediction = model.apply_model(model.q_sample(latents, t, noise), t, context)
         if not recorder.sums and recorder.passed:
@@ -121,14 +121,6 @@ class Probe:
         seen = TrainStep(prediction, target, t, schedule)
         loss = model.denoising_term().per_image(seen).mean()
         return loss, recorder.maps() if recorder.sums else None
-
-    def _noise(self, number: int, latents: Tensor) -> Tensor:
-        """The noise of each picture at one noise level; does not depend on the other pictures."""
-        noises = [
-            torch.randn(latents.shape[1:], generator=step_generator(self.seed, 0, number, image))
-            for image in range(len(latents))
-        ]
-        return torch.stack(noises).to(latents)
 
     def _encoded(self) -> Tensor:
         """The pictures' latents: the modes of their posteriors, each encoded alone."""

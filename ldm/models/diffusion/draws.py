@@ -61,6 +61,20 @@ def noise_of(shape: Sequence[int], seed: int) -> Tensor:
     return torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed))
 
 
+def noise_at_level(latents: Tensor, seed: int, level: int) -> Tensor:
+    """Noise like `latents` (b, c, h, w) for one of several noise levels they are looked at.
+
+    Each level has noise of its own, lest its grain stay in the mean over levels; and each picture,
+    whatever other pictures there are.
+    """
+    shape = latents.shape[1:]
+    noises = [
+        torch.randn(shape, generator=step_generator(seed, 0, level, image))
+        for image in range(len(latents))
+    ]
+    return torch.stack(noises).to(latents)
+
+
 def draw_timesteps(
     timesteps: int,
     weights: Tensor | None,
