@@ -1,11 +1,12 @@
-"""The text transformer behind ``BERTEmbedder``: pre-norm, without an attention mask.
+"""The text transformer behind ``BERTEmbedder``: pre-norm, and without an attention mask.
 
-It has 8 heads of 64 whatever its width. Padding is attended to like any other token: the public
-text-to-image checkpoint was trained so.
+It has 8 heads of 64 whatever its width. Padding attends and is attended to like any other token:
+the public text-to-image checkpoint was trained so. `TransformerWrapper` can be told otherwise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
+import torch
 from torch import Tensor, nn
 
 from ldm.modules.attention import FeedForward, fused_attention
@@ -37,13 +38,14 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(dim, heads * dim_head, bias=False)
         self.to_out = nn.Linear(heads * dim_head, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, n, c) -> (b, n, c)."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(b, n, c) -> (b, n, c); `bias` (b, 1, n, n) is added to the scores of all heads."""
         q, k, v = (
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for projected in (self.to_q(x), self.to_k(x), self.to_v(x))
         )
-        return self.to_out(fused_attention(q, k, v).transpose(1, 2).flatten(2))
+        bias = None if bias is None else bias.to(q.dtype)
+        return self.to_out(fused_attention(q, k, v, bias).transpose(1, 2).flatten(2))
 
 
 class Encoder(nn.Module):
@@ -57,16 +59,18 @@ class Encoder(nn.Module):
             self.layers.append(nn.ModuleList([nn.LayerNorm(dim), Attention(dim, heads)]))
             self.layers.append(nn.ModuleList([nn.LayerNorm(dim), FeedForward(dim)]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, n, c) -> (b, n, c), not yet normalised."""
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(b, n, c) -> (b, n, c), not yet normalised; `bias` as in `Attention`."""
         for layer in self.layers:
             norm, block = layer.children()
-            x = x + block(norm(x))
+            x = x + (block(norm(x), bias) if isinstance(block, Attention) else block(norm(x)))
         return x
 
 
 class TransformerWrapper(nn.Module):
     """Token ids to vectors: embedding, positions, `attn_layers`, norm."""
+
+    _blind: Tensor
 
     def __init__(
         self, num_tokens: int, max_seq_len: int, attn_layers: Encoder, emb_dropout: float = 0.0
@@ -81,6 +85,27 @@ class TransformerWrapper(nn.Module):
         self.attn_layers = attn_layers
         self.norm = nn.LayerNorm(attn_layers.dim)
         self.to_logits = nn.Linear(attn_layers.dim, num_tokens)
+        self.blind_to_text(())
+
+    def blind_to_text(self, ids: Collection[int]) -> None:
+        """From now on tokens with one of these `ids` attend among themselves alone.
+
+        So what they become says nothing of the text, whatever reads it. Other tokens attend to all.
+        """
+        self.register_buffer(
+            "_blind", torch.tensor(sorted(ids), dtype=torch.long), persistent=False
+        )
+
+    def _bias(self, tokens: Tensor, manager: EmbeddingHook | None) -> Tensor | None:
+        """What keeps blind tokens among ids (b, n) from reading the others: (b, 1, n, n)."""
+        if not len(self._blind):
+            return None
+        expand = getattr(manager, "expand", None)  # words of several vectors move what follows
+        blind = torch.isin(tokens if expand is None else expand(tokens), self._blind)
+        unread = blind[:, :, None] & ~blind[:, None, :]
+        weight = self.token_emb.weight
+        bias = torch.zeros(unread.shape, dtype=weight.dtype, device=weight.device)
+        return bias.masked_fill(unread, torch.finfo(weight.dtype).min)[:, None]
 
     def forward(
         self,
@@ -102,8 +127,9 @@ class TransformerWrapper(nn.Module):
                 f"{tokens.shape[1]} tokens for {self.max_seq_len} positions: shorten the text"
             )
         x = self.token_emb(tokens.clamp(max=self.num_tokens - 1))
+        bias = self._bias(tokens, embedding_manager)
         if embedding_manager is not None:
             x = embedding_manager(tokens, x)
-        x = self.attn_layers(self.emb_dropout(x + self.pos_emb(x)))
+        x = self.attn_layers(self.emb_dropout(x + self.pos_emb(x)), bias)
         x = self.norm(x)
         return x if return_embeddings else self.to_logits(x)

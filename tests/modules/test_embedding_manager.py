@@ -334,6 +334,15 @@ class TestLaws:
             manager.string_to_param_dict["<x>"].add_(1.0)
         assert manager.embedding_to_coarse_loss().item() == pytest.approx(16 / 3)
 
+    def test_blind_tokens_behind_a_word_of_several_vectors_stay_blind(self, small, bert_vocab):
+        encoder = copy.deepcopy(small)
+        end, padding = encoder.text_tokenizer.special_ids[1:]
+        encoder.transformer.blind_to_text([end, padding])
+        manager = EmbeddingManager(encoder, words=[LearnableWord("<x>", "dog", 3)])
+        one, other = encoder.encode(["a <x> cat", "a <x> sun"], manager)
+        assert not torch.isclose(one[1:6], other[1:6]).all(-1).any()
+        torch.testing.assert_close(one[6:], other[6:])
+
     def test_half_precision_text_stays_half_precision(self, small):
         manager = manager_of(small, **{"<x>": "dog"})
         ids = small.tokenize(["a <x>"], manager.words).ids

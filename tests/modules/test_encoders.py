@@ -229,6 +229,20 @@ class TestBERT:
         with pytest.raises(ValueError, match=r"has 8 words but the encoder has vocab_size 7"):
             BERTEmbedder(32, 1, vocab_size=7, vocab_file=str(tmp_path))
 
+    def test_blind_tokens_say_nothing_of_the_caption(self, bert_vocab):
+        blind = {"blind_tokens": ["[CLS]", "[SEP]", "[PAD]"]}
+        encoder = fill(BERTEmbedder(32, 2, max_seq_len=8, vocab_file=bert_vocab, **blind))
+        with torch.no_grad():
+            dog, cat = encoder(["a dog", "a cat"])
+        torch.testing.assert_close(dog[[0, 3, 4, 7]], cat[[0, 3, 4, 7]])
+        assert not torch.isclose(dog[1:3], cat[1:3]).all(-1).any()
+
+    def test_unknown_blind_tokens_are_named(self, bert_vocab):
+        with pytest.raises(ValueError, match=r"\['<pad>'\] are not in the vocabulary.*\[PAD\]"):
+            BERTEmbedder(32, 1, vocab_file=bert_vocab, blind_tokens=["[PAD]", "<pad>"])
+        with pytest.raises(ValueError, match="use_tokenizer=True"):
+            BERTEmbedder(32, 1, use_tokenizer=False, blind_tokens=["[PAD]"])
+
     def test_text_and_ids_and_one_or_many_are_the_same(self, bert):
         ids = bert.tokenize(["a dog"]).ids
         with torch.no_grad():

@@ -70,6 +70,41 @@ def test_gradient_reaches_a_replaced_row():
     assert row.grad.abs().max() > 0
 
 
+class TestBlindTokens:
+    """Tokens that do not read the text: what they become is the same whatever it says."""
+
+    TEXTS = torch.tensor([[1, 4, 5, 2, 0, 0], [1, 6, 7, 2, 0, 0]])
+
+    @pytest.fixture
+    def encoder(self) -> TransformerWrapper:
+        torch.manual_seed(0)
+        return make().double().requires_grad_(False)
+
+    def test_they_are_the_same_in_every_text(self, encoder):
+        seeing = encoder(self.TEXTS, True)
+        assert not torch.isclose(seeing[0, [0, 3, 4, 5]], seeing[1, [0, 3, 4, 5]]).all(-1).any()
+        encoder.blind_to_text([0, 1, 2])
+        first, second = encoder(self.TEXTS, True)
+        torch.testing.assert_close(first[[0, 3, 4, 5]], second[[0, 3, 4, 5]])
+        assert not torch.isclose(first[1:3], second[1:3]).all(-1).any()
+
+    def test_words_still_read_each_other(self, encoder):
+        encoder.blind_to_text([0, 1, 2])
+        other = self.TEXTS[:1].clone()
+        other[0, 2] = 8
+        assert not torch.allclose(encoder(self.TEXTS[:1], True)[0, 1], encoder(other, True)[0, 1])
+
+    def test_none_is_as_before(self, encoder):
+        before = encoder(self.TEXTS, True)
+        encoder.blind_to_text([9])
+        torch.testing.assert_close(encoder(self.TEXTS, True), before)
+
+    def test_no_key_is_added(self, encoder):
+        before = set(encoder.state_dict())
+        encoder.blind_to_text([0])
+        assert set(encoder.state_dict()) == before
+
+
 def test_scores_and_positions():
     model, tokens = make(), torch.tensor([[5, 5, 5]])
     assert model(tokens).shape == (1, 3, 11)

@@ -17,7 +17,8 @@ from ldm.models.diffusion.draws import Draws
 from ldm.models.diffusion.optim import adamw
 from ldm.modules.attention import AttentionSite, Grid
 from ldm.modules.attention_control import AttentionController, controlling
-from ldm.modules.encoders.text import Manager, distinct
+from ldm.modules.embedding_manager import EmbeddingManager
+from ldm.modules.encoders.text import distinct
 
 #: Entries of a batch that say which run an image is of.
 RUN = "run"
@@ -219,12 +220,16 @@ def checkpoint_of(checkpoint: Mapping[str, Any], run: int) -> dict[str, Any]:
 class EachItsWords:
     """Puts the words of several managers into embedded text, each into its own rows."""
 
-    def __init__(self, managers: Sequence[tuple[Manager, slice]]) -> None:
+    def __init__(self, managers: Sequence[tuple[EmbeddingManager, slice]]) -> None:
         self.managers = managers
 
     def __call__(self, ids: Tensor, embedded: Tensor) -> Tensor:
         """The embeddings (b, n, d) of ids (b, n) with the learned vectors in place."""
         return torch.cat([put(ids[rows], embedded[rows]) for put, rows in self.managers])
+
+    def expand(self, ids: Tensor) -> Tensor:
+        """The ids (b, n) with each word's id once per vector, as the next call lays them out."""
+        return torch.cat([put.expand(ids[rows]) for put, rows in self.managers])
 
 
 class EachItsAttention(AttentionController):

@@ -208,11 +208,16 @@ class BERTTokenizer(AbstractEncoder):
 class BERTEmbedder(TransformerEmbedder):
     """Captions through word pieces and a transformer: the text encoder of the public LDM.
 
+    In the public checkpoint every token reads all others, padding too, and the U-Net looks at
+    padding as much as at words. `blind_tokens`, by their names in the vocabulary ("[PAD]", ...),
+    do not read the caption: what it says is then to be had from its words alone.
+
     Raises:
-        ValueError: when the vocabulary file has more words than `vocab_size`.
+        ValueError: when the vocabulary file has more words than `vocab_size`, or a blind token is
+            not in the vocabulary.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the public arguments, and ours by keyword
         self,
         n_embed: int,
         n_layer: int,
@@ -222,15 +227,21 @@ class BERTEmbedder(TransformerEmbedder):
         use_tokenizer: bool = True,
         embedding_dropout: float = 0.0,
         vocab_file: str | Path | None = None,
+        *,
+        blind_tokens: Sequence[str] = (),
     ) -> None:
         super().__init__(n_embed, n_layer, vocab_size, max_seq_len, device, embedding_dropout)
         self.use_tknz_fn = use_tokenizer
         if not use_tokenizer:
+            if blind_tokens:
+                raise ValueError("blind_tokens need use_tokenizer=True, which knows their ids")
             return
         self.tknz_fn = BERTTokenizer(
             vq_interface=False, max_length=max_seq_len, vocab_file=vocab_file
         )
         self.text_tokenizer = self.tknz_fn.text_tokenizer
+        if blind_tokens:
+            self.transformer.blind_to_text(_ids_of(self.tknz_fn.tokenizer, blind_tokens))
         if vocab_file is not None:
             path = find_vocabulary(vocab_file)
             with path.open(encoding="utf-8") as lines:
@@ -240,6 +251,17 @@ class BERTEmbedder(TransformerEmbedder):
                     f"{path} has {count} words but the encoder has vocab_size {vocab_size}: they "
                     f"must match, set vocab_size: {count}"
                 )
+
+
+def _ids_of(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    """The ids of whole tokens of the vocabulary; raises ValueError for any that is not in it."""
+    known = tokenizer.get_vocab()
+    if missing := [token for token in tokens if token not in known]:
+        raise ValueError(
+            f"blind_tokens {missing} are not in the vocabulary; give tokens of it, such as "
+            f"{tokenizer.all_special_tokens}"
+        )
+    return [known[token] for token in tokens]
 
 
 def find_vocabulary(path: str | Path) -> Path:
