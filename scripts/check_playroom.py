@@ -42,6 +42,7 @@ from ldm.evaluation.playroom import (
     pictures,
     reconstruction,
     sampled,
+    shares_by_kind,
 )
 from ldm.evaluation.playroom_card import (
     Figures,
@@ -185,6 +186,8 @@ def check_attention(model: Any, judge: Judge, options: argparse.Namespace) -> Fi
                     figures[f"attention/{kind}, maps {name}/{things}"] = mean
                 if resolutions == next(iter(sizes.values())):
                     every += found
+                    for kind, mean in shares_by_kind(found).items():
+                        figures[f"attention share/{kind}/{things}"] = mean
     figures |= {f"attention by thing/{name}": mean for name, mean in by_thing(every).items()}
     return dict(sorted(figures.items()))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ldm.concepts.recorder import Positions, WordAttention, named_positions
 from ldm.data.playroom import Scene, SceneSpec, scene
@@ -18,9 +19,12 @@ from ldm.evaluation.judge import Judge
 from ldm.evaluation.localisation import SHARES, binary_mask, iou, record_noised
 from ldm.models.autoencoder import psnr
 from ldm.modules.attention_control import controlling
+from ldm.modules.encoders.tokens import NOWHERE
 
 #: Far from the seeds of training and its validation.
 SEED = 77
+#: What the start, end and padding tokens of a caption go by: those that are no word of it.
+PADDING = "padding"
 #: ``sample(captions, first, on_step)``: latents of captions, the first of which has that number.
 Sample = Callable[[Sequence[str], int, Callable[[int, slice], None]], Tensor]
 
@@ -60,14 +64,19 @@ def words_of(one: Scene) -> dict[str, str]:
 
 
 def word_positions(model: Any, scenes: Sequence[Scene]) -> Positions:
-    """Where the words of `words_of` stand in the captions of scenes."""
+    """Where the words of `words_of` stand in the captions of scenes.
+
+    With them, as `PADDING` of each object, the tokens that are no word of the caption.
+    """
     captions, words = [one.caption for one in scenes], [words_of(one) for one in scenes]
     spellings = sorted({word for row in words for word in row.values()})
     tokens = model.cond_stage_model.tokenize(captions)
     found = named_positions(tokens, captions, spellings)
+    padding = [[k for k, at in enumerate(row) if at == NOWHERE] for row in tokens.offsets]
     return [
         {name: at[word] for name, word in row.items() if word in at}
-        for row, at in zip(words, found, strict=True)
+        | {f"{PADDING} {k}": empty for k in range(len(one.objects))}
+        for one, row, at, empty in zip(scenes, words, found, padding, strict=True)
     ]
 
 
@@ -78,14 +87,16 @@ def _recorder(positions: Positions, resolutions: Sequence[int]) -> WordAttention
 
 @dataclass(frozen=True)
 class Overlap:
-    """IoU of a word's attention with the mask of the thing that it is said of.
+    """A word's attention and the mask of the thing that it is said of: their IoU, `value`.
 
-    `kind` is that of the word, "noun", "colour" or "adjective"; `thing` the thing's name.
+    `kind` is that of the word, "noun", "colour" or "adjective", or `PADDING`; `thing` the thing's
+    name. `share` is what the word gets of all the attention that the thing's pixels pay.
     """
 
     kind: str
     thing: str
     value: float
+    share: float
 
 
 def _overlaps(
@@ -103,16 +114,23 @@ def _overlaps(
         rows = [k for k, row in enumerate(positions) if name in row and number in truths[k]]
         if rows:
             masks = binary_mask(maps[rows, column], threshold, size).cpu()
-            found += [
-                Overlap(kind, scenes[k].objects[number].name, iou(mask, truths[k][number]))
-                for mask, k in zip(masks, rows, strict=True)
-            ]
+            paid = F.interpolate(maps[rows, column][:, None], size, mode="bilinear")[:, 0].cpu()
+            for mask, attention, k in zip(masks, paid, rows, strict=True):
+                truth, tokens = truths[k][number], len(positions[k][name])
+                share = tokens * float(attention[torch.from_numpy(truth)].mean())
+                thing = scenes[k].objects[number].name
+                found.append(Overlap(kind, thing, iou(mask, truth), share))
     return found
 
 
 def by_kind(overlaps: Iterable[Overlap]) -> dict[str, Mean]:
     """Mean IoU of each kind of word."""
-    return _means((each.kind, each.value) for each in overlaps)
+    return _means((each.kind, each.value) for each in overlaps if each.kind != PADDING)
+
+
+def shares_by_kind(overlaps: Iterable[Overlap]) -> dict[str, Mean]:
+    """What each kind of word, and padding, gets of the attention of its thing's pixels."""
+    return _means((each.kind, each.share) for each in overlaps)
 
 
 def by_thing(overlaps: Iterable[Overlap]) -> dict[str, Mean]:

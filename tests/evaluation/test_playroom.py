@@ -10,6 +10,7 @@ from ldm.evaluation.intervals import Mean
 from ldm.evaluation.judge import Judge
 from ldm.evaluation.judge_network import JudgeNetwork
 from ldm.evaluation.playroom import (
+    PADDING,
     autoencoded,
     by_kind,
     by_thing,
@@ -18,6 +19,7 @@ from ldm.evaluation.playroom import (
     pictures,
     reconstruction,
     sampled,
+    shares_by_kind,
     word_positions,
     words_of,
 )
@@ -76,7 +78,12 @@ def test_words_that_are_said_of_two_things_are_left_out():
 def test_positions_are_those_of_the_words(model, scenes):
     tokens = model.cond_stage_model.tokenize([one.caption for one in scenes])
     for row, one in enumerate(scenes):
-        for name, at in word_positions(model, scenes)[row].items():
+        positions = word_positions(model, scenes)[row]
+        padding = [positions.pop(f"{PADDING} {k}") for k in range(2)]
+        pieces = len(model.cond_stage_model.text_tokenizer.token_ids(one.caption))
+        length = model.cond_stage_model.max_length
+        assert padding == [[0, *range(pieces + 1, length)]] * 2
+        for name, at in positions.items():
             start, end = tokens.offsets[row][at[0]][0], tokens.offsets[row][at[-1]][1]
             assert one.caption[start:end] == words_of(one)[name]
 
@@ -87,6 +94,10 @@ def test_attention_and_reconstruction_of_any_model(model, scenes):
     assert sum(done) == len(scenes)
     assert by_kind(found)["noun"].count == 6
     assert 0 <= by_kind(found)["noun"].value <= 1
+    shares = shares_by_kind(found)
+    assert set(by_kind(found)) == set(shares) - {PADDING}
+    assert shares["noun"].value > 0
+    assert sum(mean.value for mean in shares.values()) < 1, "other words get the rest"
     names = Counter(thing.name for one in scenes for thing in one.objects)
     assert {name: mean.count for name, mean in by_thing(found).items()} == names
     images = pictures(scenes)
