@@ -174,7 +174,8 @@ class WordAttention(AttentionController):
     def maps(self) -> Tensor:
         """The mean maps (b, words, h, w), at the largest recorded size.
 
-        Sizes count equally: each is averaged over its layers first, then smaller ones are enlarged.
+        Sizes count equally: each is averaged over its layers, and where there are several they are
+        brought to one maximum over the image (the mean of theirs) before they are averaged.
 
         Raises:
             ValueError: when no cross-attention layer has one of the wanted sizes; names those that
@@ -183,8 +184,13 @@ class WordAttention(AttentionController):
         self.check()
         size = max(self.sums, key=lambda grid: grid[0] * grid[1])
         means = [self.sums[grid] / self.counts[grid] for grid in self.sums]
+        if len(means) == 1:
+            return means[0]
+        peaks = torch.stack([m.amax((-2, -1), keepdim=True) for m in means])
+        scales = peaks.mean(0) / peaks.clamp(min=torch.finfo(peaks.dtype).tiny)
         enlarged = [
-            m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in means
+            m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear")
+            for m in (m * scale for m, scale in zip(means, scales, strict=True))
         ]
         return torch.stack(enlarged).mean(0)
 

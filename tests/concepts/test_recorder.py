@@ -63,8 +63,10 @@ def test_maps_are_the_explicit_softmax_averaged(unet, latent):
     half = (latent[0] // 2, latent[1] // 2)
     large = word_maps(explicit.seen, LEARNABLE, recorder.words, latent)
     small = word_maps(explicit.seen, LEARNABLE, recorder.words, half)
-    enlarged = F.interpolate(small, latent, mode="bilinear")
-    torch.testing.assert_close(recorder.maps(), (large + enlarged) / 2)
+    tops = [maps.amax((-2, -1), keepdim=True) for maps in (large, small)]
+    enlarged = F.interpolate(small / tops[1].clamp(min=1e-30), latent, mode="bilinear")
+    expected = (large / tops[0].clamp(min=1e-30) + enlarged) / 2 * (tops[0] + tops[1]) / 2
+    torch.testing.assert_close(recorder.maps(), expected)
     only = WordAttention(make_tokens(), [4])
     with torch.no_grad(), controlling(unet, only):
         unet(x, t, context=context)
