@@ -56,7 +56,11 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10000.0)
     """
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=timesteps.device)
-    angles = timesteps[:, None].float() * torch.exp(-math.log(max_period) * steps / half)
+    # In float64, since exp in float32 differs in its last digit from one CPU to another, which a
+    # timestep of 1000 makes a difference in the fifth. Not every device has it.
+    wide = torch.float32 if timesteps.device.type == "mps" else torch.float64
+    frequencies = (-math.log(max_period) * steps / half).to(wide).exp().float()
+    angles = timesteps[:, None].float() * frequencies
     columns = [angles.cos(), angles.sin()]
     if dim % 2:
         columns.append(torch.zeros_like(angles[:, :1]))
