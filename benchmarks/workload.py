@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from benchmarks.harness import Clock, switched
+from ldm.concepts.masks import AttentionMask
 from ldm.data.steps import StepKey, collate
 from ldm.inference import ROOT
 from ldm.training.cli import parse
@@ -112,7 +113,10 @@ class Workload:
         self.loss().backward()
 
     def gradient(self, step: int) -> Tensor:
-        """The gradient of all words at a step, in a row."""
+        """The gradient of all words at a step, in a row, as if it was the first step."""
+        mask: AttentionMask | None = getattr(self.model, "attention_mask", None)
+        if mask is not None:
+            mask.forget()  # maps of earlier steps would make it another mask
         self.number = step - 1
         self.step()
         words = self.model.embedding_manager.embedding_parameters()

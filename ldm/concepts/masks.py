@@ -68,8 +68,12 @@ class AttentionMask:
             )
         self.kind, self.threshold, self.average = kind, threshold, average
         self.words, self.adjectives = as_words(words), adjectives
-        self.kept = RunningMaps()
+        self.forget()
         self._warned = False
+
+    def forget(self) -> None:
+        """Drop the maps of the steps so far, as at the beginning of a run."""
+        self.kept = RunningMaps()
 
     @property
     def reads_attention(self) -> bool:

@@ -114,6 +114,12 @@ class TestWorkload:
         assert sum(parts.values()) == whole()
         assert min(parts.values()) > 0
 
+    def test_a_gradient_does_not_depend_on_the_steps_before_it(self, work):
+        expected = work.gradient(3)
+        for number in range(12):
+            work.gradient(number)
+            assert torch.equal(work.gradient(3), expected)
+
     @pytest.mark.parametrize("name", [n for n in step.WAYS if "bfloat16" not in n])
     def test_a_way_changes_the_time_only(self, work, name):
         expected = work.gradient(3)
