@@ -132,9 +132,8 @@ def has_bfloat16(device: torch.device) -> bool:
     """
     if device.type != "cpu":
         return True
-    features: Mapping[str, object] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # not in every version
+    told = getattr(torch.cpu, "get_capabilities", dict)  # not in every version
+    features: Mapping[str, object] = told()
     return any(has is True for name, has in features.items() if "bf16" in name)
 
 
