@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from ldm.evaluation.intervals import Mean, over_seeds, over_sets
@@ -51,3 +52,21 @@ class TestRuns:
         found = {"a": [1.0], "b": [2.0], "c": [math.nan]}
         assert math.isnan(over_seeds(found).interval)
         assert over_sets(found).count == 2
+
+    def test_a_set_that_never_varies_lends_no_certainty_to_one_that_does(self):
+        """Nor does it cost any: two values that vary have one degree of freedom."""
+        found = over_seeds({"a": [0.0, 0.2], "b": [1.0, 1.0], "c": [1.0, 1.0]})
+        assert found.interval == pytest.approx(12.706205 * 0.1 / 3, rel=1e-5)
+
+    def test_where_nothing_differs_the_interval_holds_in_95_of_100_cases(self):
+        draw = np.random.default_rng(0)
+        found = [
+            over_seeds({"a": draw.normal(size=3), "b": draw.normal(size=3) / 9, "c": [0.0, 0.0]})
+            for _ in range(1000)
+        ]
+        assert np.mean([mean.sign != 0 for mean in found]) == pytest.approx(0.05, abs=0.02)
+
+    def test_several_tests_have_wider_intervals(self):
+        one, four = over_seeds(self.SPLIT), over_seeds(self.SPLIT, tests=4)
+        # Student's t at 1 - 0.025 / 4 with four degrees of freedom, over that at 1 - 0.025.
+        assert four.interval / one.interval == pytest.approx(4.3147 / 2.776445, rel=1e-3)

@@ -349,6 +349,30 @@ class TestQuestions:
         answer = self.ask(rows, best="a")
         assert (answer.verdict, answer.against) == ("yes, on these sets", "b")
 
+    def test_to_come_first_takes_more_with_more_rivals(self):
+        """The best of many is first by chance more often: its interval is wider."""
+        arms = {"a": [0.5, 0.6, 0.7], "b": [0.1, 0.3, 0.4]}
+        two = self.ask(self.rows(**arms), best="a")
+        three = self.ask(self.rows(**arms, c=[0.1, 0.2, 0.3]), best="a")
+        assert (two.against, three.against) == ("b", "b")
+        assert three.difference.interval > 1.3 * two.difference.interval
+
+    def test_rounding_is_no_difference(self):
+        rows = self.rows(3, a=[0.1 + 0.2] * 6, b=[0.3] * 6)
+        assert self.ask(rows, better=["a"], than=["b"]).verdict == "not shown"
+
+    def test_what_prints_as_nothing_is_not_shown(self):
+        rows = self.rows(3, a=[0.304, 0.303, 0.304, 0.303, 0.304, 0.303], b=[0.3] * 6)
+        answer = self.ask(rows, better=["a"], than=["b"])
+        assert answer.difference.sign == 1
+        assert answer.verdict == "not shown"
+
+    def test_seeds_that_all_agree_leave_the_answer_to_the_sets(self):
+        agreed = self.rows(3, a=[1.0] * 6, b=[0.0] * 6)
+        assert self.ask(agreed, better=["a"], than=["b"]).verdict == "yes"
+        one_set = self.rows(3, a=[0.5, 0.1, 0.1, 0.5, 0.1, 0.1], b=[0.1] * 6)
+        assert self.ask(one_set, better=["a"], than=["b"]).verdict == "not shown"
+
     def test_the_report_says_it(self, tmp_path):
         told = experiment(
             Arm("a", label="first"), Arm("b"), columns={"iou": "IoU"},

@@ -57,7 +57,9 @@ def difference(
 ) -> dict[str, list[float]]:
     """How much more `better` has than `than` in each pair of runs, by set."""
     ours, theirs = paired(rows, better, measure), paired(rows, than, measure)
-    return by_set({pair: ours[pair] - theirs[pair] for pair in ours.keys() & theirs.keys()})
+    # Rounded, lest the order in which equal values were averaged passes for a difference.
+    gaps = {pair: round(ours[pair] - theirs[pair], 9) for pair in ours.keys() & theirs.keys()}
+    return by_set(gaps)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,8 @@ class Answer:
 
 VERDICTS = {1: "yes", 0: "not shown", -1: "no"}
 HERE = ", on these sets"
+#: The smallest difference that counts: tables have two digits.
+SMALLEST = 0.005
 
 
 def answers(experiment: Experiment, rows: Sequence[Row]) -> list[Answer]:
@@ -84,9 +88,10 @@ def answers(experiment: Experiment, rows: Sequence[Row]) -> list[Answer]:
 
     ``{question, better, than, measures}`` asks whether the arms `better` have more, on average,
     than the arms `than`; ``{question, best, measures}`` whether the arm `best` has more than the
-    best of all other arms that are learned (references apart). "Yes" and "no" need the whole
-    interval of the paired difference on one side of 0, both from seed to seed and from set to set;
-    where it is so from seed to seed alone, the answer is given for these sets.
+    best of all other arms that are learned (references apart), with intervals wide enough for a
+    rival that was chosen by the same figures. "Yes" and "no" need the whole interval of the paired
+    difference on one side of 0, both from seed to seed and from set to set; where it is so from
+    seed to seed alone, the answer is given for these sets.
     """
     return [
         _answer(experiment, rows, check, measure)
@@ -98,7 +103,7 @@ def answers(experiment: Experiment, rows: Sequence[Row]) -> list[Answer]:
 def _answer(
     experiment: Experiment, rows: Sequence[Row], check: Mapping[str, Any], measure: str
 ) -> Answer:
-    labels = {arm.name: arm.label or arm.name for arm in experiment.arms}
+    labels, tests = {arm.name: arm.label or arm.name for arm in experiment.arms}, 1
     if "best" in check:
         better = [check["best"]]
         others = [
@@ -109,18 +114,25 @@ def _answer(
         means = {name: over_sets(values_of(rows, name, measure)).value for name in others}
         known = [name for name in others if np.isfinite(means[name])]
         than = [max(known, key=means.__getitem__)] if known else others[:1]
+        tests = max(len(known), 1)
     else:
         better, than = list(check["better"]), list(check["than"])
     gaps = difference(rows, better, than, measure)
-    here, elsewhere = over_seeds(gaps), over_sets(gaps)
+    here, elsewhere = over_seeds(gaps, tests), over_sets(gaps, tests)
     against = ", ".join(labels.get(name, name) for name in than)
     return Answer(check["question"], measure, verdict(here, elsewhere), here, elsewhere, against)
 
 
 def verdict(here: Mean, elsewhere: Mean) -> str:
-    """What a difference says, by its intervals on these sets and for others."""
+    """What a difference says, by its intervals on these sets and for others.
+
+    One that tables print as 0.00 says nothing. Where no seed differs from another, how far seeds
+    can differ is not known, and what is said comes from the spread between sets, if there are any.
+    """
     if math.isnan(here.interval) and math.isnan(elsewhere.interval):
         return "too few runs"
-    if math.isnan(here.interval):
+    if not abs(here.value) >= SMALLEST:
+        return VERDICTS[0]
+    if math.isnan(here.interval) or (here.interval == 0 and not math.isnan(elsewhere.interval)):
         return VERDICTS[elsewhere.sign]
     return VERDICTS[here.sign] + (HERE if here.sign and not elsewhere.sign else "")

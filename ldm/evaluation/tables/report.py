@@ -84,7 +84,8 @@ def _questions(experiment: Experiment, found: Sequence[Answer]) -> list[str]:
     note = (
         "Differences are taken between runs on the same pictures, with 95% intervals on these sets "
         "(from seed to seed) and for other sets of their kind (from set to set). *Yes* and *no* "
-        "need both wholly on one side of 0; *on these sets*, the first."
+        "need both wholly on one side of 0; *on these sets*, the first. Who comes first is asked "
+        "with wider ones, since the rival is chosen by the same figures."
     )
     return ["## Questions", "", *table(heads, body), "", note, ""]
 
