@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from ldm.modules.attention import AttentionSite, Grid, attention_probs
 from ldm.modules.attention_control import AttentionController
+from ldm.prompts.sentence import MARKED
 from ldm.prompts.spans import find_words
 
 #: Per caption, the token positions of everything that has a name.
@@ -48,15 +49,14 @@ def named_positions(
 
 
 def concept_words(names: Iterable[str], embeddings: Any = None) -> list[str]:
-    """Which of `names` stand for concepts: the marked words of the sentence (role "noun").
+    """Which of `names` stand for concepts: the marked words (roles "noun" and Lego's "concept").
 
     So with MCPL-all, where "on" and "a" are learned too, they are not taken for concepts. Where the
-    words have no roles, or none of them is a noun, every name counts.
+    words have no roles, or none of them is marked, every name counts.
     """
     roles = {word.name: word.role for word in getattr(embeddings, "learnable", ())}
-    if "noun" not in roles.values():
-        return list(names)
-    return [name for name in names if roles.get(name) == "noun"]
+    marked = {name for name, role in roles.items() if role in MARKED}
+    return [name for name in names if name in marked] if marked else list(names)
 
 
 def to_device(values: Any, device: torch.device) -> Tensor:
@@ -94,6 +94,25 @@ def gather_columns(probabilities: Tensor, columns: Tensor) -> Tensor:
     for token in picked.unbind(-1):
         total = total + token
     return (total / present.sum(-1).clamp(min=1)[:, None]).transpose(1, 2)
+
+
+def mean_over_sizes(sizes: Collection[Tensor], *, equal_peaks: bool = True) -> Tensor:
+    """Maps (b, words, h, w) of several sizes averaged at the largest one; sizes count equally.
+
+    With `equal_peaks` each map is first brought to one maximum over the image (the mean of its
+    sizes'), because those of coarse layers are higher and would decide alone.
+    """
+    if len(sizes) == 1:
+        return next(iter(sizes))
+    largest = max((m.shape[-2:] for m in sizes), key=lambda size: size[0] * size[1])
+    if equal_peaks:
+        peaks = torch.stack([m.amax((-2, -1), keepdim=True) for m in sizes])
+        scales = peaks.mean(0) / peaks.clamp(min=torch.finfo(peaks.dtype).tiny)
+        sizes = [m * scale for m, scale in zip(sizes, scales, strict=True)]
+    enlarged = [
+        m if m.shape[-2:] == largest else F.interpolate(m, largest, mode="bilinear") for m in sizes
+    ]
+    return torch.stack(enlarged).mean(0)
 
 
 class WordAttention(AttentionController):
@@ -171,28 +190,18 @@ class WordAttention(AttentionController):
                 f"{sorted(self.passed)}: choose among them (mask_resolution, or --resolution)"
             )
 
-    def maps(self) -> Tensor:
-        """The mean maps (b, words, h, w), at the largest recorded size.
+    def maps(self, *, equal_peaks: bool = True) -> Tensor:
+        """The mean maps (b, words, h, w), at the largest recorded size (see `mean_over_sizes`).
 
-        Sizes count equally: each is averaged over its layers, and where there are several they are
-        brought to one maximum over the image (the mean of theirs) before they are averaged.
+        Without `equal_peaks` they are probabilities: over all tokens of a caption they sum to one.
 
         Raises:
             ValueError: when no cross-attention layer has one of the wanted sizes; names those that
                 there are.
         """
         self.check()
-        size = max(self.sums, key=lambda grid: grid[0] * grid[1])
         means = [self.sums[grid] / self.counts[grid] for grid in self.sums]
-        if len(means) == 1:
-            return means[0]
-        peaks = torch.stack([m.amax((-2, -1), keepdim=True) for m in means])
-        scales = peaks.mean(0) / peaks.clamp(min=torch.finfo(peaks.dtype).tiny)
-        enlarged = [
-            m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear")
-            for m in (m * scale for m, scale in zip(means, scales, strict=True))
-        ]
-        return torch.stack(enlarged).mean(0)
+        return mean_over_sizes(means, equal_peaks=equal_peaks)
 
 
 def _wanted(tokens: Any, words: Sequence[str] | None, adjectives: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """True masks beside pictures: ``masks/<picture>-<word>.png``, white where the word is."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from PIL import Image
 
 from ldm.data.images import image_size, load_image, to_pixels
 from ldm.data.metadata import Item
+
+logger = logging.getLogger(__name__)
 
 #: Masks are white above this value.
 WHITE = 127
@@ -35,14 +38,20 @@ def _read(file: Path, picture: Path) -> Image.Image:
 
 
 def true_mask(
-    item: Item, words: Sequence[str], size: int | None = None, center_crop: bool = False
+    item: Item,
+    words: Sequence[str],
+    size: int | None = None,
+    center_crop: bool = False,
+    expected: Collection[str] = (),
 ) -> np.ndarray:
     """Where any of `words` is in a picture, cut and resized as the picture is: float32 (h, w).
+
+    Of words that have no mask, those that are `expected` to are named in a warning.
 
     Raises:
         FileNotFoundError: when none of the words has a mask; names the files that were looked for.
         ValueError: when a mask cannot be read, is of another shape than the picture, is grey at
-            most, or when none of them is white anywhere.
+            most, or when none of them is white anywhere in what is shown of the picture.
     """
     files = [mask_file(item.path, word) for word in words]
     found = [file for file in files if file.is_file()]
@@ -51,6 +60,14 @@ def true_mask(
             f"{item} needs a mask for one of its words: expected "
             f"{' or '.join(repr(str(file)) for file in files)}, white where the word is"
         )
+    for word, file in zip(words, files, strict=True):
+        if word in expected and file not in found:
+            logger.warning(
+                "%s: there is no mask %r, so %s is outside of what is learned from",
+                item,
+                str(file),
+                word,
+            )
     whole = [_read(file, item.path) for file in found]
     if not any(int(np.asarray(image).max()) for image in whole):
         raise ValueError(
@@ -60,5 +77,10 @@ def true_mask(
         to_pixels(image.crop(item.crop) if item.crop else image, size, center_crop, "nearest")
         for image in whole
     ]
-    masks = [pixels[..., 0] > WHITE for pixels in masks]
-    return np.logical_or.reduce(masks).astype(np.float32)
+    mask = np.logical_or.reduce([pixels[..., 0] > WHITE for pixels in masks])
+    if not mask.any():
+        raise ValueError(
+            f"{item}: its masks have nothing white in what is shown of the picture, at "
+            f"{mask.shape[1]}x{mask.shape[0]} pixels: cut it elsewhere, or leave the picture out"
+        )
+    return mask.astype(np.float32)

@@ -212,7 +212,8 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
         mask = self._masks.get(index)
         if mask is None:
             words = self._pairs[index].caption.names()
-            mask = true_mask(self.items[index], words, self.size, self.center_crop)
+            expected = [word.name for word in self.words if word.role == "noun"]
+            mask = true_mask(self.items[index], words, self.size, self.center_crop, expected)
             self._masks[index] = mask
         return mask[:, ::-1].copy() if flip else mask
 

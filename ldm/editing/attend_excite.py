@@ -26,10 +26,10 @@ class ExciteOptions:
     Attributes:
         words: the words that must be seen, learned or plain, as the prompt spells them.
         step_sizes: how far the latent moves along the gradient in the first step of the sampling,
-            and in the last one; linear in between.
+            and in the last one; their squares fall linearly in between.
         until: share of the sampling after which the latent is left alone.
-        thresholds: share of the sampling -> the attention that every word must have reached there,
-            if need be by several moves (iterative refinement).
+        thresholds: share of the sampling -> the sharpened attention that every word must have
+            reached there, if need be by several moves (iterative refinement).
         rounds: at most how many moves such a refinement takes.
         resolutions: sizes of the maps that are read; by default those of the model.
         sigma: of the Gaussian (3x3) that maps are smoothed by, in their pixels; 0 for none.
@@ -39,7 +39,7 @@ class ExciteOptions:
     """
 
     words: Sequence[str]
-    step_sizes: tuple[float, float] = (20.0, 14.0)
+    step_sizes: tuple[float, float] = (20.0, 200**0.5)
     until: float = 0.5
     thresholds: Mapping[float, float] = field(
         default_factory=lambda: {0.0: 0.05, 0.2: 0.5, 0.4: 0.8}
@@ -59,8 +59,16 @@ class ExciteOptions:
                 raise ValueError(f"{name} {value}: give 0 or more")
 
 
+#: What attention is multiplied by before the second softmax, as published.
+SHARPNESS = 100.0
+
+
 class ExcitedAttention(WordAttention):
-    """The attention of words with its gradient, as a share of what the start token leaves over."""
+    """The sharpened attention of words, with its gradient.
+
+    All tokens are kept, because the mean over heads, layers and sizes goes through a second softmax
+    over those between the first and the last position of the text.
+    """
 
     differentiable = True
 
@@ -73,13 +81,21 @@ class ExcitedAttention(WordAttention):
             return
         with torch.autocast(q.device.type, enabled=False):
             probs = attention_probs(q.float(), k.float(), scale).mean(1)
-        # The softmax without the start token, which draws most of the attention and shows nothing.
-        probs = probs / (1 - probs[..., :1]).clamp(min=1e-6)
-        if self.columns.device != q.device:
-            self.columns = to_device(self.columns, q.device)
-        maps = gather_columns(probs, self.columns).unflatten(2, grid)
+        maps = probs.transpose(1, 2).unflatten(2, grid)
         self.sums[grid] = self.sums[grid] + maps if grid in self.sums else maps
         self.counts[grid] = self.counts.get(grid, 0) + 1
+
+    def sharpened(self) -> Tensor:
+        """The maps of the words (b, words, h, w), in which words compete for every pixel.
+
+        Raises:
+            ValueError: as `maps`.
+        """
+        probabilities = self.maps(equal_peaks=False)
+        competing = (SHARPNESS * probabilities[:, 1:-1]).softmax(1)
+        everywhere = F.pad(competing, (0, 0, 0, 0, 1, 1)).flatten(2).transpose(1, 2)
+        columns = to_device(self.columns, everywhere.device)
+        return gather_columns(everywhere, columns).unflatten(2, probabilities.shape[2:])
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
@@ -130,7 +146,7 @@ class Excitement:
             x = x.detach().requires_grad_(True)
             self.model.apply_model(x, times, cond)
             loss = neglect(
-                recorder.maps(), to_device(recorder.present, x.device), self.options.sigma
+                recorder.sharpened(), to_device(recorder.present, x.device), self.options.sigma
             )
             (gradient,) = torch.autograd.grad(loss.sum(), [x])
         return loss.detach(), gradient
@@ -139,7 +155,7 @@ class Excitement:
         """The latents (b, c, h, w) to make `jump` from, of a sampling in `steps` steps."""
         options, share = self.options, jump.index / max(steps - 1, 1)
         first, last = options.step_sizes
-        size = first + (last - first) * share
+        size = (first**2 + (last**2 - first**2) * share) ** 0.5
         if not options.words or size == 0 or jump.index >= options.until * steps:
             return x
         wanted = {int(at * steps): value for at, value in options.thresholds.items()}

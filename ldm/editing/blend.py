@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.concepts.recorder import gather_columns, to_device, word_columns
+from ldm.concepts.recorder import gather_columns, mean_over_sizes, to_device, word_columns
 from ldm.models.diffusion.sampling import Step
 from ldm.modules.attention import Grid
 
@@ -41,7 +41,7 @@ class WordWatch:
         self.counts[grid] = self.counts.get(grid, 0) + 1
 
     def maps(self) -> Tensor:
-        """The mean maps (rows, 1, h, w) at the largest size; every size counts equally.
+        """The mean maps (rows, 1, h, w) at the largest size (see `mean_over_sizes`).
 
         Raises:
             ValueError: when the network has no maps of the wanted sizes.
@@ -52,9 +52,7 @@ class WordWatch:
                 f"longer side; this network has (height, width) {sorted(self.passed)} here: choose "
                 "resolutions among them"
             )
-        size = max(self.sums, key=lambda grid: grid[0] * grid[1])
-        means = [self.sums[grid] / self.counts[grid] for grid in self.sums]
-        return torch.stack([F.interpolate(mean, size, mode="bilinear") for mean in means]).mean(0)
+        return mean_over_sizes([self.sums[grid] / self.counts[grid] for grid in self.sums])
 
 
 def blend_mask(maps: Tensor, size: tuple[int, int], threshold: float) -> Tensor:

@@ -92,7 +92,9 @@ def over_seeds(runs: Runs, tests: int = 1) -> Mean:
     total = float(errors.sum())
     if total == 0:
         return Mean(mean, 0.0, count)
-    free = total**2 / sum(error**2 / (len(row) - 1) for row, error in zip(found, errors, strict=True))
+    free = total**2 / sum(
+        error**2 / (len(row) - 1) for row, error in zip(found, errors, strict=True)
+    )
     return Mean(mean, _quantile(free, tests) * math.sqrt(total) / len(found), count)
 
 

@@ -14,11 +14,8 @@ from ldm.evaluation.pictures import Pictures, draw
 from ldm.evaluation.probe import Probe
 from ldm.evaluation.words import Overlaps, report_words, word_overlaps
 from ldm.inference import SamplingOptions
-from ldm.prompts.sentence import CONCEPT
+from ldm.prompts.sentence import MARKED
 from ldm.visual import to_uint8
-
-#: Roles of the words that have a place in a picture.
-CONCEPTS = ("noun", CONCEPT)
 
 
 class Looker:
@@ -43,7 +40,7 @@ class Looker:
         self.shown = Shown(
             pictures=to_uint8(self.probe.pictures[:SHOWN]),
             sentences=self.probe.sentences[:SHOWN],
-            concepts=[word.name for word in words if word.role in CONCEPTS],
+            concepts=[word.name for word in words if word.role in MARKED],
             truths={w: np.stack([truth.get(w, absent) for truth in truths]) for w in objects},
             prompts=prompts,
         )

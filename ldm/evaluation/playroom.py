@@ -108,13 +108,15 @@ def _overlaps(
 ) -> list[Overlap]:
     """Of each word of captions of `scenes`, with its object's mask by the object's number."""
     found: list[Overlap] = []
-    maps, size = recorder.maps(), next((m.shape for row in truths for m in row.values()), None)
+    maps, probabilities = recorder.maps(), recorder.maps(equal_peaks=False)
+    size = next((m.shape for row in truths for m in row.values()), None)
     for column, name in enumerate(recorder.words):
         kind, number = name.split()[0], int(name.split()[1])
         rows = [k for k, row in enumerate(positions) if name in row and number in truths[k]]
         if rows:
             masks = binary_mask(maps[rows, column], threshold, size).cpu()
-            paid = F.interpolate(maps[rows, column][:, None], size, mode="bilinear")[:, 0].cpu()
+            paid = probabilities[rows, column][:, None]
+            paid = F.interpolate(paid, size, mode="bilinear")[:, 0].cpu()
             for mask, attention, k in zip(masks, paid, rows, strict=True):
                 truth, tokens = truths[k][number], len(positions[k][name])
                 share = tokens * float(attention[torch.from_numpy(truth)].mean())

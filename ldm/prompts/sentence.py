@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 Role = Literal["noun", "adjective", "other", "concept"]
 #: The role of a word that only pictures of a concept show, not those of its subject (Lego).
 CONCEPT: Literal["concept"] = "concept"
+#: Roles of the words that a sentence marks: those that have a place in a picture.
+MARKED: tuple[Role, ...] = ("noun", CONCEPT)
 #: Stands for the relation of an image in the released per-image sentences.
 RELATE = "RELATE"
 #: As the init of a word: draw its vectors at random.

@@ -81,6 +81,17 @@ def test_a_size_that_no_layer_has_is_refused_with_those_there_are(unet):
         recorder.maps()
 
 
+def test_as_probabilities_the_words_of_all_tokens_sum_to_one():
+    """Over sizes too, which maps of one maximum do not."""
+    rows = [{f"token {k}": [k] for k in range(LENGTH)}] * 3
+    recorder, (q, k) = WordAttention(rows, [4, 2]), queries_and_keys(3)
+    recorder.observe(q, k, 1.0, SITE, (4, 4))
+    recorder.observe(2 * q[:, :, :4], k, 1.0, SITE, (2, 2))
+    total = recorder.maps(equal_peaks=False).sum(1)
+    torch.testing.assert_close(total, torch.ones(3, 4, 4))
+    assert (recorder.maps().sum(1) - 1).abs().max() > 0.01
+
+
 def test_absent_words_are_said_to_be_absent():
     recorder = recorded(make_tokens(), *queries_and_keys(3))
     assert recorder.present.tolist() == [[True, True], [True, True], [False, True]]
@@ -170,14 +181,18 @@ def test_under_guidance_the_conditional_half_is_read(unet):
     torch.testing.assert_close(recorder.maps(), expected)
 
 
-def test_concepts_are_the_nouns_where_words_have_roles():
+def test_concepts_are_the_marked_words_where_words_have_roles():
     class Words:
         learnable = (LearnableWord("<a>"), LearnableWord("on", role="other"))
+
+    class Lego:
+        learnable = (LearnableWord("<a>"), LearnableWord("<b>", role="concept"))
 
     class Plain:
         learnable = (LearnableWord("a", role="other"), LearnableWord("on", role="other"))
 
     assert concept_words(["on", "<a>"], Words) == ["<a>"]
+    assert concept_words(["<a>", "<b>", "on"], Lego) == ["<a>", "<b>"]
     # Decided by the words of the run, not by those that a batch happens to show.
     assert concept_words(["on"], Words) == []
     assert concept_words(["on", "a"], Plain) == concept_words(["on", "a"]) == ["on", "a"]

@@ -34,6 +34,23 @@ class TestGivenMasks:
         with pytest.raises(FileNotFoundError, match=r"1-zebra\.png"):
             true_mask(Item(folder / "1.png"), ["<zebra>"])
 
+    def test_a_word_that_stays_without_a_mask_is_told(self, folder, caplog):
+        (folder / "masks/1-bear.png").unlink()
+        data = PersonalizedBase(folder, 32, given_masks=True, own_sentences=False, strategy="all",
+                                sentence="a [brown] <bear:toy> on a <skateboard:toy>")  # fmt: skip
+        assert all(mask.any() for mask in data.every_mask())
+        told = [record.getMessage() for record in caplog.records]
+        assert len(told) == 1, "of words such as 'on' no mask is expected"
+        assert "1-bear.png" in told[0]
+        assert "<bear> is outside" in told[0]
+
+    def test_a_mask_of_what_is_cut_off_is_refused(self, tmp_path):
+        pixels = np.zeros((4, 8), np.uint8)
+        pixels[:, 6:] = 255
+        item = replace(self.save(tmp_path, pixels), crop=(0, 0, 4, 4))
+        with pytest.raises(ValueError, match="nothing white in what is shown"):
+            true_mask(item, ["<bear>"])
+
     def save(self, folder, mask, mode="L"):
         """A picture of 8x4 pixels with a mask of `<bear>`."""
         (folder / "masks").mkdir()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.editing import ExcitedSampler, ExciteOptions
-from ldm.editing.attend_excite import Excitement, neglect, smooth
+from ldm.editing.attend_excite import ExcitedAttention, Excitement, neglect, smooth
 from ldm.models.diffusion.ddim import DDIMSampler
 from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
@@ -91,6 +91,32 @@ def test_nothing_is_left_behind(model):
         None
     }
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
+
+
+def test_words_compete_for_pixels_as_published():
+    """softmax(100 A) of the mean attention A over all tokens but the first and the last."""
+    draw = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(2, 4, n, 8, generator=draw) for n in (16, 7))
+    recorder = ExcitedAttention([{"<a>": [2]}, {"<a>": [3, 4], "<b>": [5]}], [4], ["<a>", "<b>"])
+    for share in (1.0, 0.5):
+        recorder.observe(share * q, k, 1.0, None, (4, 4))
+    mean = torch.stack([(share * q @ k.mT).softmax(-1).mean(1) for share in (1.0, 0.5)]).mean(0)
+    sharp = (100 * mean[..., 1:-1]).softmax(-1)
+    found = recorder.sharpened().flatten(2)
+    torch.testing.assert_close(found[0, 0], sharp[0, :, 1])
+    torch.testing.assert_close(found[1], torch.stack([sharp[1, :, 2:4].mean(-1), sharp[1, :, 4]]))
+    assert found[0, 1].eq(0).all(), "a prompt without the word"
+
+
+def test_the_square_of_the_step_falls_linearly(model):
+    """As published: 20 sqrt(1) in the first step, 20 sqrt(0.5) in the last."""
+    cond, x = model.get_learned_conditioning(PROMPTS), noise()
+    options = ExciteOptions(["<board>"], thresholds={}, until=1.0)
+    excite = Excitement(model, PROMPTS, options)
+    jumps = plan(model.schedule, make_ddim_timesteps("uniform", 5, 1000, verbose=False), 0.0)
+    for jump, square in zip(jumps, (1.0, 0.875, 0.75, 0.625, 0.5), strict=True):
+        expected = x - 20 * square**0.5 * excite.slope(cond, x, jump.t)[1]
+        torch.testing.assert_close(excite(cond, x, jump, 5), expected)
 
 
 def test_the_worst_word_decides_and_absent_ones_do_not_count():

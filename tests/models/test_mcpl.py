@@ -286,6 +286,15 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(vocabulary, tmp_path
     assert {key.split(".")[0] for key in expected["state_dict"]} == {"embedding_manager"}
 
 
+def test_words_learned_next_see_nothing_of_the_pictures_before(vocabulary, tmp_path):
+    model = trained(vocabulary, tmp_path, 2)
+    model.cache_posteriors()
+    assert model.attention_mask.state_dict()["tables"]
+    model.learn(captions_of("one")[1])
+    assert not model.attention_mask.state_dict()["tables"]
+    assert model.posteriors is None
+
+
 class Outage(pl.Callback):
     """Fails once, in a hook of one batch."""
 

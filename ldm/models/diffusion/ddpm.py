@@ -121,11 +121,13 @@ class LatentDiffusion(SampledDDPM):
         return manager
 
     def learn(self, words: Sequence[LearnableWord], **options: Any) -> None:
-        """Make `words` learnable and everything else fixed; call it once the weights are loaded.
+        """Make `words` learnable and everything else fixed, as soon as the weights are loaded.
 
         The words start from the embeddings of their init words (Algorithms 2-4), which the loaded
-        text encoder provides. `options` go to :class:`EmbeddingManager`.
+        text encoder provides. `options` go to :class:`EmbeddingManager`. Nothing stays of words and
+        pictures that were learned before.
         """
+        self.posteriors = None
         self._hold(EmbeddingManager(self.cond_stage_model, words=words, **options))
 
     def twin(self) -> "LatentDiffusion":

@@ -15,6 +15,7 @@ from ldm.concepts.quirks import ReleasedAttention, ReleasedContrast, ReleasedMas
 from ldm.concepts.recorder import WordAttention, named_positions
 from ldm.models.diffusion.ddpm import LatentDiffusion
 from ldm.modules.attention_control import AttentionController
+from ldm.prompts.sentence import LearnableWord
 
 
 class MCPL(LatentDiffusion):
@@ -46,6 +47,12 @@ class MCPL(LatentDiffusion):
             make_mask = partial(ReleasedMask, softmax_words=self.quirk_softmax_words)
         self.attention_mask = None if mask is None else make_mask(**mask)
         self.prompt_contrast = None if contrast is None else make_contrast(**contrast)
+
+    def learn(self, words: Sequence[LearnableWord], **options: Any) -> None:
+        """Make `words` learnable (see the base class), with masks that remember nothing."""
+        super().learn(words, **options)
+        if self.attention_mask is not None:
+            self.attention_mask.forget()
 
     def terms(self) -> list[LossTerm]:
         """The paper's objective (eq. 7): masked diffusion loss plus weighted contrast."""
