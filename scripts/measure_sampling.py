@@ -19,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -186,7 +187,10 @@ def read_pictures(model: Any, folder: Path, most: int) -> tuple[torch.Tensor, li
 
 
 def attention(model: Any, options: argparse.Namespace) -> Measured:
-    """Overlap of the words' masks with the truth in pictures that were not learned from."""
+    """Overlap of the words' masks with the truth in pictures that were not learned from.
+
+    Of one run a set: intervals are over pictures, of which the words of one count as one value.
+    """
     by_number: dict[int, list[float]] = defaultdict(list)
     figures, lines = [], [["set", "words", "word", "IoU"]]
     for run in runs_of(options, SETS):
@@ -195,13 +199,16 @@ def attention(model: Any, options: argparse.Namespace) -> Measured:
         data = PlayroomConcepts(name, n_images=options.pictures, seed=HELD_BACK + options.seed)
         images = torch.stack([torch.from_numpy(array.copy()) for _, _, array in data.images()])
         found: dict[str, list[float]] = defaultdict(list)
+        pictures = []
         for number, image in enumerate(images.movedim(-1, 1)):
             latents = model.encode_images(image[None])
             maps = word_maps(model, latents, [data.sentence_of(number).caption], seed=options.seed)
-            for word, value in word_ious(maps, [data.masks(number)]).items():
+            overlaps = word_ious(maps, [data.masks(number)])
+            pictures.append(fmean(overlaps.values()))
+            for word, value in overlaps.items():
                 found[word].append(value)
+        by_number[len(found)] += pictures
         for word, values in found.items():
-            by_number[len(found)] += values
             mean = Mean.of(values)
             figures.append({"set": name, "words": len(found), "word": word, "iou": asdict(mean)})
             lines.append([name, str(len(found)), word, mean.told(3)])
