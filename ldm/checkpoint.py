@@ -4,6 +4,7 @@ A ``.ckpt`` or ``.pt`` from a stranger cannot run code here: only tensors and pl
 made (see :mod:`ldm.safe_pickle`). ``docs/formats.md`` describes the layouts.
 """
 
+import json
 import logging
 import re
 from collections import Counter
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.weight_files import (
+    file_kind,
+    find_file,
     read_checkpoint,
     safetensors_metadata,
     save_safetensors,
@@ -310,6 +313,9 @@ def read_embeddings(path: str | Path) -> Embeddings:
     vectors), kohya (``emb_params``: called after the file) and SDXL (``clip_l``, ``clip_g``:
     called after the file and the encoder).
 
+    Ids stand beside the words in the first two, and in the header of this project's
+    ``.safetensors``.
+
     Raises:
         ValueError: when the layout is none of these; lists the keys found.
     """
@@ -326,7 +332,21 @@ def read_embeddings(path: str | Path) -> Embeddings:
             "(kohya), 'clip_l' and 'clip_g' (SDXL)"
         )
     vectors = {word: _as_rows(word, value, path) for word, value in found.vectors.items()}
-    return Embeddings(vectors, found.tokens, found.source_format)
+    return Embeddings(vectors, found.tokens or _header_ids(path), found.source_format)
+
+
+def _header_ids(path: str | Path) -> dict[str, int]:
+    """The ids in the header of a ``.safetensors``; none where other programs left none there."""
+    path = find_file(path)
+    if file_kind(path) != "safetensors":
+        return {}
+    try:
+        ids = json.loads(safetensors_metadata(path).get("string_to_token", "{}"))
+    except (json.JSONDecodeError, RecursionError):
+        return {}
+    # The header is free text, of which a stranger may make anything; an id is an int64.
+    items = ids.items() if isinstance(ids, dict) else ()
+    return {word: n for word, n in items if type(n) is int and 0 <= n < 2**63}
 
 
 def _as_rows(word: str, value: object, path: str | Path) -> Tensor:

@@ -102,13 +102,23 @@ def read_model_config(path: str | Path) -> DictConfig:
     """The ``model`` part of a configuration file; of a backbone file, its model.
 
     Raises:
-        ValueError: when there is no such file, or it is no YAML, or it describes no model.
+        ValueError: when there is no such file, or it is no YAML, or it describes no model or one
+            without params.
     """
     path = rooted(path)
     config = over_backbone(read_yaml(path))
     if "model" not in config:
         raise ValueError(
             f"{path} describes no model: expected a top-level key 'model' or 'backbone'"
+        )
+    if not isinstance(config.model, DictConfig):
+        raise ValueError(
+            f"{path}: 'model' is {config.model!r}; expected a mapping with 'target' and 'params'"
+        )
+    if not isinstance(config.model.get("params"), DictConfig):
+        raise ValueError(
+            f"{path}: 'model' has no mapping 'params', which says what the model is made of; it "
+            f"has {list(config.model)}"
         )
     if "target" not in config.model:
         config.model.target = "ldm.models.diffusion.ddpm.LatentDiffusion"
@@ -167,8 +177,9 @@ def load_model_from_config(
     if not isinstance(state, Mapping):
         source, state = state, read_state_dict(rooted(state))
     described: Any = OmegaConf.to_container(config.get("model", config), resolve=True)
-    described["params"].pop("personalization_config", None)
-    described["params"].pop("ckpt_path", None)
+    unused = ("personalization_config", "ckpt_path")
+    params = described.get("params") or {}
+    described["params"] = {name: params[name] for name in params if name not in unused}
     try:
         model = instantiate_from_config(described)
     except TypeError as error:

@@ -30,6 +30,12 @@ _STORAGE_DTYPES = {
     "Char": torch.int8,
     "Byte": torch.uint8,
     "Bool": torch.bool,
+    # Quantized tensors become stubs; their bytes have to be passed over all the same.
+    "QInt8": torch.int8,
+    "QUInt8": torch.uint8,
+    "QInt32": torch.int32,
+    "QUInt4x2": torch.uint8,
+    "QUInt2x4": torch.uint8,
     "ComplexDouble": torch.complex128,
     "ComplexFloat": torch.complex64,
 }
@@ -112,17 +118,28 @@ class _Namespace(argparse.Namespace):
 
 
 class _Array(np.ndarray[Any, Any]):
-    """A numpy array of numbers or strings; object arrays are refused."""
+    """A numpy array of numbers or strings; one of another type becomes a stub."""
 
     def __setstate__(self, state: Any) -> None:
         """Fill the array from the state numpy pickles: version, shape, dtype, order, bytes."""
         _version, shape, dtype, fortran, raw = state
+        if isinstance(dtype, Stub):
+            # The pickle has this very object from now on, so it changes its class.
+            self.__class__ = type("Stub", (_StubArray,), {"path": f"array of {dtype.path}"})
+            return
         if not isinstance(dtype, _NumpyDtype) or not isinstance(raw, bytes):
-            raise pickle.UnpicklingError("a numpy array of Python objects")
+            raise pickle.UnpicklingError("a numpy array without a type or data")
         super().__setstate__((1, tuple(shape), dtype.dtype, bool(fortran), raw))  # type: ignore[arg-type]
 
     def __reduce__(self) -> Any:
         return self.view(np.ndarray).__reduce__()
+
+
+class _StubArray(Stub, _Array):
+    """Stands for a numpy array of objects, dates or records: empty and inert."""
+
+    def __reduce__(self) -> NoReturn:
+        raise pickle.PicklingError(f"{self!r} cannot be saved: it was not read")
 
 
 class _NumpyDtype:
@@ -130,9 +147,7 @@ class _NumpyDtype:
 
     __slots__ = ("dtype",)
 
-    def __init__(self, code: object, *_flags: object) -> None:
-        if not isinstance(code, str) or not _NUMPY_CODE.fullmatch(code):
-            raise pickle.UnpicklingError(f"a numpy array of type {code!r}")
+    def __init__(self, code: str) -> None:
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
@@ -211,14 +226,18 @@ def _tensor_of(storage: Any, offset: int, size: Any, stride: Any, dtype: Any) ->
     return empty.set_(storage.memory, offset, tuple(size), tuple(stride))
 
 
-def _parameter(data: Any, requires_grad: object = True, *_ignored: object) -> nn.Parameter:
+def _parameter(data: Any, requires_grad: object = True, *_ignored: object) -> nn.Parameter | Stub:
+    if isinstance(data, Stub):
+        return data
     if not isinstance(data, Tensor):
         raise pickle.UnpicklingError(f"a parameter made of {data!r}")
     return nn.Parameter(data, requires_grad=bool(requires_grad) and data.is_floating_point())
 
 
-def _subclassed(rebuild: Any, _kind: object, arguments: Any, _state: object) -> Tensor:
+def _subclassed(rebuild: Any, _kind: object, arguments: Any, _state: object) -> Tensor | Stub:
     """A tensor that had attributes or a class of its own: the plain tensor."""
+    if isinstance(rebuild, type) and issubclass(rebuild, Stub):
+        return rebuild()
     if not isinstance(rebuild, _Function) or rebuild.call not in (_tensor, _tensor_v3, _parameter):
         raise pickle.UnpicklingError(f"a tensor rebuilt by {rebuild!r}")
     result: Tensor = rebuild(*arguments)
@@ -231,8 +250,10 @@ def _empty_array(*_ignored: object) -> _Array:
 
 
 def _scalar(dtype: Any, raw: Any) -> Any:
+    if isinstance(dtype, Stub):
+        return dtype
     if not isinstance(dtype, _NumpyDtype) or not isinstance(raw, bytes):
-        raise pickle.UnpicklingError("a numpy scalar of a Python object")
+        raise pickle.UnpicklingError("a numpy scalar without a type or data")
     return np.frombuffer(raw, dtype.dtype, count=1)[0]
 
 
@@ -243,8 +264,18 @@ def _latin1(text: Any, encoding: object = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _allowed() -> dict[tuple[str, str], Any]:
+def _allowed(unknown: set[str]) -> dict[tuple[str, str], Any]:
     """Everything that a file may name; made afresh, so that no file can affect the next."""
+
+    def numpy_dtype(code: object, *_flags: object) -> _NumpyDtype | Stub:
+        """A type of numpy's; those of objects, dates and records are stubs, added to `unknown`."""
+        if isinstance(code, str) and _NUMPY_CODE.fullmatch(code):
+            return _NumpyDtype(code)
+        path = f"numpy.dtype({code!r})" if isinstance(code, str) else "numpy.dtype"
+        unknown.add(path)
+        stub: Stub = type("Stub", (Stub,), {"path": path})()
+        return stub
+
     names: dict[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): type("_Ordered", (_Ordered,), {}),
         ("collections", "defaultdict"): defaultdict,
@@ -258,7 +289,7 @@ def _allowed() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_parameter_with_state"): _Function(_parameter),
         ("torch._tensor", "_rebuild_from_type_v2"): _Function(_subclassed),
         ("torch.nn.modules.container", "ParameterDict"): type("Parameters", (Parameters,), {}),
-        ("numpy", "dtype"): _NumpyDtype,
+        ("numpy", "dtype"): _Function(numpy_dtype),
         ("numpy", "ndarray"): _Array,
         ("_codecs", "encode"): _Function(_latin1),
     }
@@ -294,7 +325,7 @@ class RestrictedUnpickler(pickle.Unpickler):
         self, file: IO[bytes], load_storage: Callable[..., Any], unknown: set[str]
     ) -> None:
         super().__init__(file, encoding="utf-8")
-        self._load_storage, self._unknown, self._names = load_storage, unknown, _allowed()
+        self._load_storage, self._unknown, self._names = load_storage, unknown, _allowed(unknown)
 
     def find_class(self, module: str, name: str) -> Any:
         """What the file gets for a name: an allowed object, or a stub class."""

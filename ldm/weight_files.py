@@ -219,7 +219,7 @@ def save_torch(content: object, path: str | Path) -> None:
 def save_safetensors(
     tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """`tensors` as ``.safetensors``, all or nothing.
+    """`tensors` as ``.safetensors``, all or nothing, readable by whom the umask lets read.
 
     Raises:
         ValueError: when the metadata is not text to text, which is all the format can hold.
@@ -239,3 +239,7 @@ def save_safetensors(
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     with write_atomic(path) as temporary:
         save_file(copies, temporary, metadata=metadata or None)
+        # The format's own writer leaves its files to their owner alone.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)

@@ -377,7 +377,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 overlap = f", IoU {found['iou']:.2f}" if "iou" in found else ""
                 share, box = 100 * found["share"], found["box"]
                 logger.info("%s %s: %.1f %%, box %s%s", looked.name, word, share, box, overlap)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         logger.error("error: %s", error)
         return 1
     logger.info("results in %s", options.outdir)

@@ -207,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         target = make_target(options)
         model = open_model(options, [options.prompt, target])
         written = write(change(model, target, options), target, options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         logger.error("error: %s", error)
         return 1
     logger.info("%d files in %s", len(written), options.outdir)

@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None, **defaults: Any) -> int:
         low = options.precision == "autocast"
         with bfloat16_products(torch.device(options.device), low):
             written = draw(model, prompts, sampling, options)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         logger.error("error: %s", error)
         return 1
     logger.info("%d pictures in %s", len(written), options.outdir)

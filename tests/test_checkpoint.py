@@ -4,6 +4,7 @@ import argparse
 import builtins
 import collections
 import contextlib
+import copy
 import io
 import itertools
 import logging
@@ -12,6 +13,7 @@ import pickle
 import random
 import runpy
 import subprocess
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -229,6 +231,63 @@ def test_a_file_cannot_prepare_the_reading_of_the_next(tmp_path):
             read_checkpoint(path)
     torch.save({"a": collections.OrderedDict(b=torch.ones(2))}, tmp_path / "b.pt")
     assert torch.equal(read_checkpoint(tmp_path / "b.pt")["a"]["b"], torch.ones(2))
+
+
+def _quantized() -> torch.Tensor:
+    with warnings.catch_warnings():  # torch means to take them away
+        warnings.simplefilter("ignore")
+        return torch.quantize_per_tensor(torch.arange(6.0), 0.1, 3, torch.quint8)
+
+
+#: What is neither plain numbers nor text, and how it is told.
+ODD = {
+    "objects": (lambda: np.array([{"a": 1}, None], dtype=object), "numpy.dtype('O8')"),
+    "dates": (lambda: np.array(["2024-01-01"], dtype="datetime64[D]"), "numpy.dtype('M8')"),
+    "records": (lambda: np.zeros(2, dtype=[("a", "f4"), ("b", "O")]), "numpy.dtype('V12')"),
+    "a date": (lambda: np.datetime64("2024-01-01"), "numpy.dtype('M8')"),
+    "a record": (lambda: np.zeros(1, dtype=[("a", "f4")])[0], "numpy.dtype('V4')"),
+    "quantized": (_quantized, "torch._utils._rebuild_qtensor"),
+    "a quantized parameter": (
+        lambda: nn.Parameter(_quantized(), requires_grad=False), "torch._utils._rebuild_qtensor"),
+    "with attributes": (lambda: _named(_quantized()), "torch._utils._rebuild_qtensor"),
+}  # fmt: skip
+
+
+def _named(tensor: torch.Tensor) -> torch.Tensor:
+    tensor.label = "scale"
+    return tensor
+
+
+@pytest.mark.parametrize("new_format", [True, False])
+@pytest.mark.parametrize("name", ODD)
+def test_arrays_of_other_types_are_stubs(name, new_format, tmp_path, caplog):
+    make, told = ODD[name]
+    odd, weight = make(), torch.arange(5.0)
+    saved = {"state_dict": {"w": weight}, "odd": odd, "again": [odd], "array": np.arange(3)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save(saved, tmp_path / "a.ckpt", _use_new_zipfile_serialization=new_format)
+    with caplog.at_level(logging.INFO, "ldm"):
+        read = read_checkpoint(tmp_path / "a.ckpt")
+    assert torch.equal(read_state_dict(tmp_path / "a.ckpt")["w"], weight)
+    assert read["array"].tolist() == [0, 1, 2]
+    stub = read["odd"]
+    assert isinstance(stub, Stub)
+    assert stub is read["again"][0]
+    assert told in repr(stub)
+    assert told in caplog.text
+    assert repr(copy.deepcopy(stub)) == repr(stub), "as Lightning copies what callbacks kept"
+    with pytest.raises(pickle.PicklingError):
+        pickle.dumps(stub)
+
+
+def test_a_weight_that_is_a_stub_is_missed(tmp_path):
+    odd = np.array([None], dtype=object)
+    torch.save({"layer.weight": odd, "layer.bias": torch.ones(2)}, tmp_path / "a.ckpt")
+    assert list(read_state_dict(tmp_path / "a.ckpt")) == ["layer.bias"]
+    torch.save({"layer.weight": odd}, tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=r"no weights: its entries are layer\.weight"):
+        read_state_dict(tmp_path / "a.ckpt")
 
 
 def test_tensors_beyond_their_data_are_refused(tmp_path):

@@ -13,6 +13,7 @@ from ldm.inference import (
     context_width,
     latent_shape,
     load_model,
+    load_model_from_config,
     load_words,
     read_model_config,
     rooted,
@@ -92,7 +93,15 @@ class TestLoading:
 
     @pytest.mark.parametrize(
         ("content", "expected"),
-        [("data: {}", "describes no model"), ("model: [", "not valid YAML"), (None, "not exist")],
+        [
+            ("data: {}", "describes no model"),
+            ("model: [", "not valid YAML"),
+            (None, "not exist"),
+            ("model:", r"a\.yaml: 'model' is None"),
+            ("model: x", r"a\.yaml: 'model' is 'x'"),
+            ("model: {target: a.B}", r"a\.yaml: .*no mapping 'params'.*has \['target'\]"),
+            ("model: {target: a.B, params: 3}", r"a\.yaml: .*no mapping 'params'"),
+        ],
     )
     def test_files_that_are_no_configuration(self, content, expected, tmp_path):
         if content is not None:
@@ -107,6 +116,11 @@ class TestLoading:
     def test_a_configuration_that_does_not_fit(self, toy):
         with pytest.raises(ValueError, match="another architecture"):
             load_model(toy.weights, "configs/backbones/playroom.yaml")
+
+    def test_a_configuration_without_parameters(self, toy):
+        config = OmegaConf.create({"target": "ldm.models.diffusion.ddpm.LatentDiffusion"})
+        with pytest.raises(ValueError, match=r"model\.params do not fit .*LatentDiffusion"):
+            load_model_from_config(config, toy.weights)
 
     def test_a_misspelt_parameter(self, toy, tmp_path):
         config = OmegaConf.load(toy.backbone)

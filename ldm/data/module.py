@@ -108,6 +108,9 @@ class DataModuleFromConfig(LightningDataModule):
     not given, none on one with two. Keyed datasets are served by step in training and validation,
     in the order of their keys, whatever `shuffle_val_dataloader` says. `next_step` is kept in
     checkpoints.
+
+    Raises:
+        ValueError: for a batch without examples.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - the names that public configs use
@@ -124,6 +127,11 @@ class DataModuleFromConfig(LightningDataModule):
         shuffle_val_dataloader: bool = False,
     ) -> None:
         super().__init__()
+        if batch_size < 1:
+            raise ValueError(
+                f"batch_size={batch_size}: a step needs at least 1 example; give 1 or more with "
+                "--batch_size or data.params.batch_size"
+            )
         self.batch_size, self.wrap = batch_size, wrap
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.shuffle_test_loader = shuffle_test_loader

@@ -113,10 +113,15 @@ def pair(
 def _sentence(
     item: Item, fallback: Mapping[str, Sentence], known: Mapping[str, LearnableWord]
 ) -> Sentence:
-    """The sentence of one item, before its relation is filled in."""
+    """The sentence of one item, before its relation is filled in.
+
+    What a sentence of the item's own leaves open about a word is taken from `known`.
+    """
     if item.text is not None:
         if find_marks(item.text):
-            return parse_sentence(item.text)
+            own = parse_sentence(item.text)
+            words = (_merge(known.get(word.name, word), word, own) for word in own.words)
+            return replace(own, words=tuple(words))
         caption = bind_adjectives(Caption.of(item.text, known), known)
         return Sentence(caption, tuple(known.values()))
     if item.kind not in fallback:

@@ -51,7 +51,7 @@ class Looker:
         look = self.probe()
         drawn = None
         if samples and self.shown.prompts and self.pictures is not None:
-            options = SamplingOptions("dpm", self.pictures.quick_steps, self.pictures.scale)
+            options = SamplingOptions("ddim", self.pictures.quick_steps, self.pictures.scale)
             drawn = draw(model, self.shown.prompts, options)
         overlaps = word_overlaps(look.maps, self.probe.truths)
         if step == 0:

@@ -191,13 +191,20 @@ def _commands(folder: Path, words: list[str]) -> list[tuple[str, str]]:
     run = shlex.quote(str(folder))
     commands = []
     if (folder / "checkpoints" / "last.ckpt").is_file():
-        commands.append(("continue", f"python main.py --resume {run}"))
+        commands.append(("continue", f"python main.py --resume {run}{_more_steps(folder)}"))
     if words and (folder / "checkpoints" / "embeddings.pt").is_file():
         prompt = shlex.quote(f"a photo of a {words[0]} on the beach")
         sample = f"python scripts/txt2img.py --embedding_path {run}/checkpoints/embeddings.pt"
         commands.append(("sample", f"{sample}{_model_flags(folder)} --prompt {prompt}"))
     commands.append(("make this page again", f"python scripts/report.py {run}"))
     return commands
+
+
+def _more_steps(folder: Path) -> str:
+    """What takes a run on that has done all of its steps."""
+    path, steps = folder / "summary.json", max(saved_steps(folder), default=0)
+    done = path.is_file() and json.loads(path.read_text("utf-8")).get("finished")
+    return f" --max_steps {2 * steps}" if done and steps else ""
 
 
 def _model_flags(folder: Path) -> str:

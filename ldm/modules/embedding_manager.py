@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 #: With ``progressive_words``, one more vector of each word takes part every so many counts.
 PROGRESSIVE_SCALE = 2000
 _COUNTER = "progressive_counter"
+#: Ends of file names in whose place ``.safetensors`` comes; any other is part of the name.
+_TORCH_SUFFIXES = (".pt", ".bin", ".ckpt")
 
 
 class EmbeddingManager(nn.Module):
@@ -189,6 +191,17 @@ class EmbeddingManager(nn.Module):
         for name, vectors in self.string_to_param_dict.items():
             vectors.requires_grad_(name in words)
 
+    def start_here(self, name: str, words: Collection[str]) -> None:
+        """Take the present vectors of `words` for those they start from, by the name of `name`."""
+        self.learnable = tuple(
+            replace(word, init=name) if word.name in words else word for word in self.learnable
+        )
+        starts = {
+            word: (self.string_to_param_dict[word] if word in words else vectors).detach().clone()
+            for word, vectors in self.initial_embeddings.items()
+        }
+        self.initial_embeddings.assign(starts)
+
     def get_embedding_norms_squared(self) -> Tensor:
         """The squared length of every vector of every word (vectors,)."""
         return self._table().square().sum(-1)
@@ -213,8 +226,9 @@ class EmbeddingManager(nn.Module):
     def save(self, path: str | Path, vectors: Mapping[str, Tensor] | None = None) -> None:
         """Write the words to `path` (the public ``.pt`` layout) and beside it as ``.safetensors``.
 
-        Each file is either the old one or the whole new one. A path that ends in ``.safetensors``
-        gives only that file. `vectors` are earlier ones of the same words.
+        Each file is either the old one or the whole new one; :func:`files_of` names both. A path
+        that ends in ``.safetensors`` gives only that file. `vectors` are earlier ones of the same
+        words.
         """
         vectors = dict(self.string_to_param_dict.items()) if vectors is None else vectors
         ids = {name: self._stored_id(name) for name in vectors}
@@ -256,22 +270,39 @@ class EmbeddingManager(nn.Module):
         self._assign_ids()
 
 
+def files_of(path: str | Path) -> tuple[Path, ...]:
+    """The files in which words saved as `path` stand: `path`, and last the ``.safetensors``.
+
+    That takes the place of ``.pt``, ``.bin`` and ``.ckpt``, and follows any other name:
+    ``words.v2`` is no reason to write over ``words.safetensors``.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return (path,)
+    stem = path.stem if path.suffix in _TORCH_SUFFIXES else path.name
+    return path, path.parent / f"{stem}.safetensors"
+
+
 def write_words(
     path: str | Path,
     vectors: Mapping[str, Tensor],
     ids: Mapping[str, int],
     starts: Mapping[str, str] | None = None,
-) -> None:
-    """Write words (k, d) with their ids to `path`, as :meth:`EmbeddingManager.save` says."""
-    path = Path(path)
+) -> tuple[Path, ...]:
+    """Write words (k, d) with their ids to `path`, as :meth:`EmbeddingManager.save` says.
+
+    Returns the files written, those of :func:`files_of`.
+    """
+    files = files_of(path)
     kept = {name: value.detach().float().cpu().clone() for name, value in vectors.items()}
-    if path.suffix != ".safetensors":
+    if len(files) > 1:
         tokens = {name: torch.tensor(number) for name, number in ids.items()}
-        save_torch({"string_to_token": tokens, "string_to_param": parameter_dict(kept)}, path)
+        save_torch({"string_to_token": tokens, "string_to_param": parameter_dict(kept)}, files[0])
     metadata = {"string_to_token": json.dumps(dict(ids))}
     if starts is not None:
         metadata["starts_from"] = json.dumps(dict(starts))
-    save_safetensors(kept, path.with_suffix(".safetensors"), metadata)
+    save_safetensors(kept, files[-1], metadata)
+    return files
 
 
 def _accepted() -> str:

@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ldm.checkpoint import read_embeddings
+from ldm.checkpoint import Embeddings, read_embeddings
 
 #: (file or ``None`` for every file, word) -> its new name.
 Renames = Mapping[tuple[str | None, str], str]
 
 
 class Word(NamedTuple):
-    """A learned word: its vectors (k, width), its id where the file has one, and that file."""
+    """A learned word: its vectors (k, width), its id where the files know it, and its file."""
 
     vectors: Tensor
     id: int | None
@@ -41,14 +41,17 @@ def read_renames(texts: Sequence[str], paths: Iterable[str | Path]) -> Renames:
 def read_words(paths: Iterable[str | Path], renames: Renames | None = None) -> dict[str, Word]:
     """The words of all files under their new names.
 
+    An id belongs to a name, not to vectors: a word with a new name has the id that a file gives
+    to that name, if any does.
+
     Raises:
         ValueError: when two words have one name, or a rename is of no word.
     """
     renames = renames or {}
     words: dict[str, Word] = {}
     unused = set(renames)
-    for path in map(str, paths):
-        read = read_embeddings(path)
+    files = [(str(path), read_embeddings(path)) for path in paths]
+    for path, read in files:
         for name, vectors in read.vectors.items():
             key = next((key for key in ((path, name), (None, name)) if key in renames), None)
             if key is not None:
@@ -59,7 +62,7 @@ def read_words(paths: Iterable[str | Path], renames: Renames | None = None) -> d
                     f"the word {new!r} is in {words[new].source} and in {path}: rename one of "
                     f"them, for example --rename '{path}:{name}=<another>'"
                 )
-            words[new] = Word(vectors, read.tokens.get(name) if new == name else None, path)
+            words[new] = Word(vectors, _known_id(new, read, (file for _, file in files)), path)
     if unused:
         names = [
             word if file is None else f"{file}:{word}" for file, word in sorted(unused, key=str)
@@ -68,3 +71,11 @@ def read_words(paths: Iterable[str | Path], renames: Renames | None = None) -> d
             f"--rename: there is no word {', '.join(names)}; the words are {list(words)}"
         )
     return words
+
+
+def _known_id(name: str, own: Embeddings, files: Iterable[Embeddings]) -> int | None:
+    """The id of `name` in the word's own file, or else the one in which the files agree."""
+    if name in own.tokens:
+        return own.tokens[name]
+    said = {read.tokens[name] for read in files if name in read.tokens}
+    return said.pop() if len(said) == 1 else None

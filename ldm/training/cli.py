@@ -23,6 +23,8 @@ MCPL_WORD_LISTS = {
 LOGS = "logs"
 #: A configuration override: a dotted name, an equals sign, a value.
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
+#: One of a name without dots: only where nothing else is waited for, as such text may be a value.
+PLAIN_OVERRIDE = re.compile(r"[A-Za-z_]\w*=")
 WORD_LIST_HELP = {
     "pseudo_words": "words of the sentence to learn",
     "attn_words": "words whose attention makes the mask (AttnMask)",
@@ -176,11 +178,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     Raises:
         UserError: for an argument that is neither a flag, a trainer argument nor an override.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    # Taken out first, so that no flag with an optional value ("-t", "--base") swallows them.
-    overrides = [argument for argument in arguments if OVERRIDE.match(argument)]
-    arguments = [argument for argument in arguments if not OVERRIDE.match(argument)]
-    flags, unknown = build_parser().parse_known_args(arguments)
+    parser = build_parser()
+    arguments, overrides = _without_overrides(
+        parser, sys.argv[1:] if arguments is None else arguments
+    )
+    flags, unknown = parser.parse_known_args(arguments)
     given_folder = flags.logdir if flags.project is None else flags.project
     flags.logdir_given, flags.logdir = given_folder is not None, given_folder or LOGS
     # "--base a.yaml seed=1": what has an equals sign is no file.
@@ -197,7 +199,11 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
             name, equals, value = argument[2:].partition("=")
             if name not in known:
                 raise UserError(f"unknown argument {argument!r}{_nearest(name, known)}")
-            switch = not remaining or remaining[0].startswith("--")
+            switch = (
+                not remaining
+                or remaining[0].startswith("--")
+                or PLAIN_OVERRIDE.match(remaining[0]) is not None
+            )
             trainer[name] = value if equals else "true" if switch else remaining.pop(0)
         elif "=" in argument and not argument.startswith("-"):
             overrides.append(argument)
@@ -207,6 +213,20 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
                 "Lightning's Trainer such as --max_steps 100, or an override such as a.b=c"
             )
     return Options(flags, trainer, overrides)
+
+
+def _without_overrides(
+    parser: argparse.ArgumentParser, given: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Other arguments, and the overrides that a flag with an optional value would swallow."""
+    switches = {name for name, action in parser._option_string_actions.items()
+                if action.nargs == "?"}  # fmt: skip
+    arguments: list[str] = []
+    overrides: list[str] = []
+    for argument in given:
+        plain = bool(arguments) and arguments[-1] in switches and PLAIN_OVERRIDE.match(argument)
+        (overrides if plain or OVERRIDE.match(argument) else arguments).append(argument)
+    return arguments, overrides
 
 
 def trainer_arguments() -> frozenset[str]:

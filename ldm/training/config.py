@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config_files import merge_files, over_backbone, read_backbone
 from ldm.errors import UserError
-from ldm.prompts.sentence import as_words
+from ldm.prompts.sentence import as_words, is_symbol
 from ldm.training.cli import Options
 
 logger = logging.getLogger(__name__)
@@ -163,6 +163,19 @@ def public_words(config: DictConfig) -> tuple[str, list[str]] | None:
     return (" ".join(places), list(named or places)) if places else None
 
 
+def public_start(config: DictConfig, words: Sequence[str]) -> str | None:
+    """What a public ``personalization_config`` starts the placeholders among `words` from.
+
+    Its ``initializer_words``; where they are not as many, the first for all. ``None`` without any.
+    """
+    given = public_params(config).get("initializer_words") or ()
+    starts = [given] if isinstance(given, str) else [word for word in given if word]
+    places = words if len(words) == 1 else [word for word in words if is_symbol(word)]
+    if not places:
+        return None
+    return ",".join(starts if len(starts) == len(places) else starts[:1]) or None
+
+
 def _apply_concept_flags(config: DictConfig, flags: Any) -> None:
     """Write the words to learn under ``concept``, and MCPL's terms under ``model.params``."""
     _refuse_contradictions(config, flags)
@@ -195,11 +208,13 @@ def _released_concept(config: DictConfig, flags: Any) -> dict[str, Any]:
             f"--placeholder_string {sentence!r} is a sentence: say which words to learn, "
             "for example --pseudo_words '*,@'"
         )
+    words = words or [sentence]
+    start = public_start(config, words) if flags.init_word is None else flags.init_word
     return {
         "placeholder_string": sentence,
-        "pseudo_words": words or [sentence],
+        "pseudo_words": words,
         "adjectives": flags.bound_adjectives or [],
-        "init_word": flags.init_word,
+        "init_word": start,
         **_known(config, "embeddings"),
     }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytorch_lightning.utilities import rank_zero_only
 
+from ldm.checkpoint import read_checkpoint
 from ldm.errors import UserError
 
 #: Files that are the fruit of a run: a folder with one of them is never taken away.
@@ -107,6 +108,7 @@ def _make(root: Path, logdir: str) -> Path:
 def _resumed(given: Path, now: str) -> RunFolder:
     """The folder of the run that a folder or one of its checkpoints belongs to."""
     if given.is_file():
+        _check_state(given)
         return RunFolder(given.resolve().parents[1], now, given)
     if (given / PACKS).is_dir():
         return RunFolder(given, now)
@@ -116,4 +118,24 @@ def _resumed(given: Path, now: str) -> RunFolder:
             f"--resume {given}: this run has no checkpoints/last.ckpt yet, so there is nothing to "
             "continue; start it again without --resume"
         )
+    _check_state(last)
     return RunFolder(given, now, last)
+
+
+def _check_state(path: Path) -> None:
+    """Refuse a file that holds no state of a training, before a model is built for it."""
+    content = read_checkpoint(path)
+    if "pytorch-lightning_version" in content:
+        return
+    if not content:
+        found = "is an emptied checkpoint, as runs with a frozen model used to save"
+    elif "string_to_param" in content:
+        found = "holds learned words"
+    else:
+        found = "holds no state of a training"
+    raise UserError(
+        f"--resume {path}: this file {found}, so there is nothing to continue. Give another "
+        "checkpoint of the run, last.ckpt or step-*.ckpt, if it has one; learned words "
+        "(embeddings*.pt) are the start of a new run with --embedding_manager_ckpt FILE instead "
+        "of --resume"
+    )

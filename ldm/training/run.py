@@ -1,6 +1,7 @@
 """One training run: model and weights, data and words, trainer, and what is left at the end."""
 
 import inspect
+import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from ldm.config_files import given_weights
 from ldm.data.module import DataModuleFromConfig
 from ldm.errors import UserError
 from ldm.evaluation.pictures import Pictures
+from ldm.evaluation.report import saved_steps
 from ldm.inference import rooted
 from ldm.prompts.sentence import (
     Sentence,
@@ -29,7 +31,7 @@ from ldm.prompts.sentence import (
 )
 from ldm.training.cli import Options
 from ldm.training.clock import seconds_running
-from ldm.training.config import DATASETS, public_params, public_words
+from ldm.training.config import DATASETS, public_start, public_words
 from ldm.training.folder import RunFolder, run_folder
 from ldm.training.host import keep_freed_memory, settle
 from ldm.training.summary import Summary, log_table
@@ -68,8 +70,7 @@ def _public_placeholder(config: DictConfig) -> Sentence | None:
     found = public_words(config)
     if found is None:
         return None
-    starts = [word for word in public_params(config).get("initializer_words") or () if word]
-    return _released(config, *found, init_word=",".join(starts) or None)
+    return _released(config, *found, init_word=public_start(config, found[1]))
 
 
 def _released(config: DictConfig, text: str, words: Sequence[str], **options: Any) -> Sentence:
@@ -224,6 +225,7 @@ def learn(
     trainer = build_trainer(config, folder, learns_words=learns_words, network_too=network_too)
     scale_learning_rate(model, config, trainer)
     hand_over_accumulation(model, trainer)
+    before = _seconds_before(folder, trainer.max_steps)
     told = pictures(config)
     summary = None if words is None else Summary(model, data.datasets["train"], told)
     try:
@@ -231,13 +233,34 @@ def learn(
             trainer.fit(model, datamodule=data, ckpt_path=folder.resumed_from, weights_only=False)
     except KeyboardInterrupt:
         if summary is not None and trainer.is_global_zero and trainer.global_step:
-            summary.write(folder.root, seconds=seconds_running(), seed=config.seed, finished=False)
+            seconds = before + seconds_running()
+            summary.write(folder.root, seconds=seconds, seed=config.seed, finished=False)
         raise
     if test and is_overridden("test_step", model):
         trainer.test(model, datamodule=data, verbose=False)
     if summary is not None and trainer.is_global_zero:
-        written = summary.write(folder.root, seconds=seconds_running(), seed=config.seed)
+        seconds = before + seconds_running()
+        written = summary.write(folder.root, seconds=seconds, seed=config.seed)
         log_table(written["words"])
+
+
+def _seconds_before(folder: RunFolder, max_steps: int) -> float:
+    """How long the earlier starts of a resumed run took, as far as they wrote it down.
+
+    Raises:
+        UserError: when all of its steps are done and summed up.
+    """
+    path = folder.root / "summary.json"
+    if folder.resumed_from is None or not path.is_file():
+        return 0.0
+    earlier = json.loads(path.read_text("utf-8"))
+    done = folder.resumed_from.name == "last.ckpt" and earlier.get("finished")
+    if done and 0 <= max_steps <= max(saved_steps(folder.root), default=-1):
+        raise UserError(
+            f"all {max_steps} steps of {folder.root} are done: go on with more, for example "
+            f"--max_steps {2 * max_steps}"
+        )
+    return float(earlier.get("seconds", 0))
 
 
 @contextmanager

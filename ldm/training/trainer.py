@@ -99,7 +99,8 @@ def build_trainer(
     ]
     try:
         return pl.Trainer(
-            **arguments,
+            # Where callbacks write when there is no logger to say it, as in a --fast_dev_run.
+            **{"default_root_dir": folder.root, **arguments},
             logger=loggers(config, folder),
             callbacks=wanted,
             plugins=[AtomicCheckpointIO()],

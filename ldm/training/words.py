@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
@@ -35,12 +35,18 @@ def check_words(data: Any, config: DictConfig, given: Sentence | None) -> None:
 
     Raises:
         ValueError: when a picture cannot be read.
-        UserError: when the sentence that was given is no picture's, or a flag names a word that is
-            in no sentence.
+        UserError: when nothing says which words to learn, the sentence that was given is no
+            picture's, or a flag names a word that is in no sentence.
     """
     dataset = data.datasets["train"]
     if not hasattr(dataset, "words"):
         return
+    if given is None and _nothing_said(dataset, config):
+        raise UserError(
+            "nothing says which words to learn: give --sentence 'a <name:init words>' (or "
+            "--placeholder_string '*' --init_word WORD), or write a sentence for each picture into "
+            "a .txt file beside it"
+        )
     texts = [sentence.caption.text for sentence in dataset.sentences]
     shown = [word.name for word in dataset.words]
     if given is not None and not set(given.names) & set(shown):
@@ -48,6 +54,7 @@ def check_words(data: Any, config: DictConfig, given: Sentence | None) -> None:
             f"the sentence {given.caption.text!r} is not used: every picture has a sentence of its "
             f"own, such as {texts[0]!r}. Give pictures without, or leave the sentence out"
         )
+    _tell_unused(given, shown, texts)
     if getattr(dataset, "cacheable", False):
         # A damaged picture, or mask, is found before training, not in it.
         deque(dataset.images(), maxlen=0)
@@ -61,6 +68,27 @@ def check_words(data: Any, config: DictConfig, given: Sentence | None) -> None:
                     f"{flag} (in the configuration {key}) names {word!r}, which is not in the "
                     f"sentence {texts[0]!r}{_nearest(word, [*shown, *texts[0].split()])}"
                 )
+
+
+def _nothing_said(dataset: Any, config: DictConfig) -> bool:
+    """Whether neither pictures nor the configuration of their dataset have a sentence."""
+    params = OmegaConf.select(config, "data.params.train.params") or {}
+    said = any(params.get(name) for name in ("sentence", "placeholder_token"))
+    items = getattr(dataset, "items", None)
+    return not said and items is not None and all(item.text is None for item in items)
+
+
+def _tell_unused(given: Sentence | None, shown: Sequence[str], texts: Sequence[str]) -> None:
+    """Warn of a given sentence that pictures have others than, and of words that only it has."""
+    if given is None or given.caption.text in texts or find_words(given.caption.text, [RELATE]):
+        return
+    logger.warning(
+        "%r is shown with no picture: each has a sentence of its own, such as %r "
+        "(data.params.train.params.own_sentences=false shows it with all)",
+        given.caption.text, texts[0],
+    )  # fmt: skip
+    if unseen := [name for name in given.names if name not in shown]:
+        logger.warning("not learned: %s, in no picture's sentence", ", ".join(unseen))
 
 
 def _check_relations(given: Sentence | None, shown: Sequence[str], texts: Sequence[str]) -> None:
@@ -110,7 +138,8 @@ def learn_words(
     earlier = OmegaConf.select(config, "concept.embeddings")
     earlier = earlier or public.get("embedding_manager_ckpt")
     if earlier:
-        _continue_from(earlier, model.embedding_manager)
+        words = _continue_from(earlier, model.embedding_manager, words)
+    _check_room(model, dataset.sentences)
     if getattr(dataset, "cacheable", False):
         model.cache_posteriors()
     if not quiet:
@@ -118,17 +147,45 @@ def learn_words(
     return words
 
 
-def _continue_from(path: str, manager: Any) -> None:
-    """Let the words start from those of an earlier run; its other words stay as they are."""
-    wanted = list(manager.words)
+def _continue_from(path: str, manager: Any, wanted: Sequence[LearnableWord]) -> list[LearnableWord]:
+    """Let the words start from those of an earlier run; its other words stay as they are.
+
+    Returns the `wanted` words as they are in the file, from which they start.
+    """
     manager.load(path)
-    missing = [word for word in wanted if word not in manager.words]
+    missing = [word.name for word in wanted if word.name not in manager.words]
     if missing:
         raise UserError(
             f"{path} does not have the words {missing} of the sentence; it has "
             f"{list(manager.words)}"
         )
-    manager.learn_only(wanted)
+    names = [word.name for word in wanted]
+    manager.learn_only(names)
+    manager.start_here(str(path), names)
+    found = {word.name: word for word in manager.learnable}
+    for word in wanted:
+        if word.vectors > 1 and word.vectors != found[word.name].vectors:
+            logger.warning(
+                "%s has %s with %d vectors, which it keeps: not the %d that were asked for",
+                path, word.name, found[word.name].vectors, word.vectors,
+            )  # fmt: skip
+    return [found[name] for name in names]
+
+
+def _check_room(model: Any, sentences: Iterable[Sentence]) -> None:
+    """Refuse words that do not fit into the text encoder even without a template around them."""
+    encoder, words = model.cond_stage_model, model.embedding_manager.words
+    for sentence in sentences:
+        kept = encoder.tokenize([sentence.caption], words).learnable[0]
+        lost = [name for name in sentence.caption.names() if name not in kept]
+        if lost:
+            told = ", ".join(f"{name} ({words[name].vectors})" for name in sentence.caption.names())
+            raise UserError(
+                f"{', '.join(lost)} cannot be learned: the text encoder reads "
+                f"{encoder.max_length - 2} tokens, and there are more in "
+                f"{sentence.caption.text!r}. Give the words fewer vectors (they have: {told}), or "
+                "shorten the sentence"
+            )
 
 
 @rank_zero_only

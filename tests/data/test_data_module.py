@@ -37,6 +37,12 @@ def module(folder, batch_size=4, **options):
     return DataModuleFromConfig(batch_size, **options)
 
 
+@pytest.mark.parametrize("size", [0, -2])
+def test_a_batch_of_nothing_is_refused(folder, size):
+    with pytest.raises(ValueError, match=rf"batch_size={size}: .*--batch_size"):
+        module(folder, batch_size=size)
+
+
 class Learner(pl.LightningModule):
     """Learns something from every batch, and notes which batches it saw."""
 

@@ -204,6 +204,16 @@ def test_whole_captions_need_no_template(tmp_path, folder):
     assert len(texts["next to"]) > 3
 
 
+def test_a_marked_sentence_of_its_own_takes_the_rest_of_a_definition_over(folder):
+    jsonl(folder, *({"file_name": f"{name}.png", "text": "a <teddy> here"}
+                    for name in ("on", "under", "next to", "front")))  # fmt: skip
+    (word,) = PersonalizedBase(folder, size=8, sentence="a <teddy:bear|4> and a <ball>").words
+    assert (word.name, word.init, word.vectors) == ("<teddy>", "bear", 4)
+    jsonl(folder, {"file_name": "on.png", "text": "a <teddy:dog> here"})
+    with pytest.raises(ValueError, match=r"on\.png.*defined twice"):
+        PersonalizedBase(folder, size=8, sentence="a <teddy:bear>")
+
+
 def test_crops_are_pictures_of_their_own(folder):
     rows = [
         {"file_name": "on.png", "text": "a <teddy>", "crop": [1, 2, 6, 7]},

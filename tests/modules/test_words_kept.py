@@ -69,6 +69,15 @@ def test_words_without_a_sentence_stay_bit_for_bit_and_in_the_file(model, toy, e
     assert torch.equal(later.string_to_param_dict["<old>"], before["<old>"])
 
 
+def test_they_start_from_the_file_as_it_is(model, toy, earlier, caplog):
+    """Not from the sentence's init word, nor with the vectors that it asks for."""
+    manager = continued(model, toy, earlier, "a <bear:dog|3> here")
+    (word,) = (word for word in manager.learnable if word.name == "<bear>")
+    assert (word.start, word.vectors) == (str(earlier), 1)
+    assert torch.equal(manager.initial_embeddings["<bear>"], manager.string_to_param_dict["<bear>"])
+    assert "<bear> with 1 vectors, which it keeps: not the 3" in caplog.text
+
+
 def test_they_still_have_their_meaning_in_text(model, toy, earlier):
     continued(model, toy, earlier, "a <bear> here")
     found = model.get_learned_conditioning(["an <old> one"])

@@ -171,6 +171,13 @@ def test_pictures_of_one_name_have_files_of_their_own(files, tmp_path):
     assert (first["map/<teddy>"] != second["map/<teddy>"]).any()
 
 
+def test_a_model_whose_code_is_missing_is_one_message(files, tmp_path, caplog):
+    config = tmp_path / "gone.yaml"
+    config.write_text("model: {target: ldm.nowhere.Model, params: {}}")
+    assert run(files, tmp_path, "--prompt", "a <teddy>", "--config", str(config)) == 1
+    assert "'ldm.nowhere'" in caplog.records[-1].getMessage()
+
+
 def test_sizes_that_are_not_there_are_found_in_the_second_step(files, tmp_path, monkeypatch):
     steps, begin = [], attend.ChosenAttention.begin_step
     monkeypatch.setattr(

@@ -129,6 +129,13 @@ def test_misuse_is_refused_with_the_remedy(files, tmp_path, caplog, arguments, m
     assert not list(tmp_path.rglob("*.png"))
 
 
+def test_a_model_whose_code_is_missing_is_one_message(files, tmp_path, caplog):
+    config = tmp_path / "gone.yaml"
+    config.write_text("model: {target: ldm.nowhere.Model, params: {}}")
+    assert run(files, tmp_path, "--target", "a cat", "--config", str(config)) == 1
+    assert "'ldm.nowhere'" in caplog.records[-1].getMessage()
+
+
 @pytest.mark.parametrize("more", [["--reweight", "dog=2"], ["--target", "a", "--cross", "1.5"]])
 def test_a_slip_is_found_before_a_photograph_is_inverted(files, tmp_path, monkeypatch, more):
     monkeypatch.setattr(edit, "null_text_inversion", lambda *_, **__: pytest.fail("inverted"))

@@ -230,6 +230,14 @@ def test_mistakes_are_one_message(draw, embeddings, tmp_path, arguments, expecte
     assert [path for path in sorted(tmp_path.rglob("*.png")) if path not in before] == []
 
 
+def test_a_model_whose_code_is_missing_is_one_message(draw, tmp_path):
+    config = tmp_path / "gone.yaml"
+    config.write_text("model: {target: ldm.nowhere.Model, params: {}}")
+    code, said, _ = draw("--prompt", "a cat", "--config", config)
+    assert code == 1
+    assert "error: No module named 'ldm.nowhere'" in said
+
+
 def test_words_of_another_width(draw, tmp_path):
     save_torch({"<cat>": torch.ones(1, 1280)}, tmp_path / "large.pt")
     code, said, _ = draw("--prompt", "a <cat>", "--embedding_path", tmp_path / "large.pt")

@@ -64,6 +64,10 @@ CASES = {
         "--data_root {}/own --sentence 'a <teddy>'", ["not used", "a <cat>"]),
     "unknown word in --pseudo_words": (
         "--placeholder_string 'green * and orange @' --pseudo_words '*,#'", ["#", "green * and"]),
+    "no sentence at all": (
+        "--data_root {}/relations concept=null", ["which words to learn", "--sentence"]),
+    "word that does not fit into the text encoder": (
+        "--sentence 'a <bear:toy|60>'", ["<bear> cannot be learned", "<bear> (60)", "fewer"]),
     "words for relations that no picture has": (
         "--data_root {}/relations --placeholder_string 'a * RELATE a @' "
         "--pseudo_words '*,@,on,under'", ["on, under", "name each picture", "on.jpg"]),

@@ -234,6 +234,26 @@ class TestOverrides:
             assert (options.flags.train, options.overrides) == (True, ["x.y=1"])
             assert options.trainer == {"max_steps": "3"}
 
+    @pytest.mark.parametrize(
+        "flag", ["-t", "--train", "--no-test", "-d", "--scale_lr", "--datadir_in_name"]
+    )
+    def test_of_one_name_after_a_switch(self, flag):
+        for line in (f"-b a.yaml {flag} seed=1 pack=4", f"{flag} x.y=1 seed=1 pack=4 -b a.yaml"):
+            options = parse(line.split())
+            assert options.overrides == [
+                entry for entry in ("x.y=1", "seed=1", "pack=4") if entry in line
+            ]
+            assert options.flags.base == ["a.yaml"]
+            given = {f"--{name.replace('_', '-')}": v for name, v in vars(options.flags).items()}
+            name = {"-t": "--train", "-d": "--debug"}.get(flag, flag)
+            assert given[name.replace("_", "-")] is True
+        assert parse([flag, "no", "seed=1"]).overrides == ["seed=1"]
+
+    def test_of_one_name_after_a_switch_of_the_trainer(self):
+        options = parse(["-b", "a.yaml", "--fast_dev_run", "seed=1"])
+        assert (options.trainer, options.overrides) == ({"fast_dev_run": "true"}, ["seed=1"])
+        assert parse(["-n", "seed=1"]).flags.name == "seed=1", "where a value is needed it is one"
+
     def test_arguments_of_the_trainer(self, toy):
         config = drawn(toy, "--fast_dev_run", "--max_steps", "-1", "--precision", "bf16-mixed")
         given = config.lightning.trainer

@@ -109,6 +109,13 @@ class TestPublicWords:
         starts = {"*": "sculpture", "@": "sculpture"}
         assert self.starts(*given) == ("green * and @", starts)
 
+    def test_a_placeholder_alone_keeps_the_configured_start(self, toy):
+        words = "{initializer_words: [sculpture, cup], placeholder_strings: ['*', '@']}"
+        given = (f"model.params.personalization_config.params={words}", "--placeholder_string")
+        assert self.starts(*given, "?") == ("?", {"?": "sculpture"})
+        more = ("green # and red ?", "--pseudo_words", "#,green,?")
+        assert self.starts(*given, *more)[1] == {"#": "sculpture", "green": "green", "?": "cup"}
+
     def test_an_init_word_alone_is_that_of_its_own_placeholder(self, toy):
         given = (f"{WORDS}placeholder_strings=['@']", f"{WORDS}presudo_words=['@']")
         assert self.starts(*given, "--init_word", "toy") == ("@", {"@": "toy"})

@@ -13,7 +13,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ldm.checkpoint import read_checkpoint, read_embeddings
+from ldm.checkpoint import read_checkpoint, read_embeddings, save_torch
+from ldm.evaluation.report import write_report
 from ldm.training.folder import _make
 from ldm.training.main import main
 from tests.training.witness import Witness
@@ -112,6 +113,20 @@ class TestWhatIsWritten:
         assert "train/loss_simple" in (folder / "csv/metrics.csv").read_text()
         assert list((folder / "tensorboard").glob("events.*"))
 
+    def test_a_trial_without_loggers_writes_to_its_own_folder_too(
+        self, toy, tmp_path, command, monkeypatch
+    ):
+        elsewhere = tmp_path / "elsewhere"
+        (elsewhere / "looks").mkdir(parents=True)
+        old = elsewhere / "looks/000500.json"
+        old.write_text("{}")
+        monkeypatch.chdir(elsewhere)
+        pictures = ("summary={every: 1, steps: 1, quick_steps: 1}", "--fast_dev_run")
+        outcome = command(toy.arguments(tmp_path / "logs", *pictures), tmp_path / "logs")
+        assert outcome.code == 0, outcome.said
+        assert [path for path in elsewhere.rglob("*") if path.is_file()] == [old]
+        assert (outcome.folder / "looks/start.json").is_file()
+
     def test_the_first_step_is_timed_from_the_start_of_the_program(self, toy, tmp_path, command):
         outcome = command(toy.arguments(tmp_path, "--max_steps", "1"))
         seconds = float(re.search(r"first step done after ([\d.]+) s", outcome.said)[1])
@@ -176,6 +191,41 @@ class TestContinuing:
         assert newest not in before
         assert OmegaConf.load(newest).lightning.trainer.max_steps == 8
         assert (copied / "csv-2/metrics.csv").is_file()
+
+    @pytest.mark.parametrize(
+        ("name", "content", "said"),
+        [
+            ("embeddings.pt", {"string_to_param": {"<teddy>": torch.ones(1, 32)}}, "learned words"),
+            ("last.ckpt", {}, "emptied checkpoint"),
+            ("", {}, "emptied checkpoint"),
+            ("model.ckpt", {"state_dict": {"w": torch.ones(1)}}, "no state of a training"),
+        ],
+    )
+    def test_from_what_is_no_state_is_refused(self, copied, command, name, content, said):
+        file = copied / "checkpoints" / (name or "last.ckpt")
+        save_torch(content, file)
+        outcome = command(["--resume", file if name else copied])
+        assert outcome.code == 1
+        for part in (f"--resume {file}: ", said, "step-*.ckpt", "--embedding_manager_ckpt"):
+            assert part in outcome.error
+
+    def test_with_all_steps_done_there_is_nothing_to_do(self, finished, tmp_path, command):
+        run = shutil.copytree(finished[0], tmp_path / "run")
+        drawn = (run / "summary.json").read_bytes()
+        outcome = command(["--resume", run])
+        assert outcome.code == 1
+        assert f"all 6 steps of {run} are done" in outcome.error
+        assert "--max_steps 12" in outcome.error
+        assert (run / "summary.json").read_bytes() == drawn
+        write_report(run)
+        assert f"--resume {run} --max_steps 12" in (run / "report.html").read_text("utf-8")
+
+    def test_the_time_of_all_starts_is_told(self, copied):
+        path = copied / "summary.json"
+        earlier = json.loads(path.read_text("utf-8"))
+        path.write_text(json.dumps({**earlier, "seconds": 9000.0}), "utf-8")
+        assert main(["--resume", str(copied), "--max_steps", "5"]) == 0
+        assert 9000 < json.loads(path.read_text("utf-8"))["seconds"] < 9900
 
     def test_with_other_words_is_refused(self, copied, command):
         arguments = ["--resume", copied, "--sentence", "a <cat> on a <mat>"]

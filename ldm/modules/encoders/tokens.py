@@ -69,6 +69,8 @@ class TextTokenizer:
         self._load = load
         self._backend: Any = None
         self.max_length = max_length
+        #: Words of which it was said already that they fall off the end.
+        self._told: set[str] = set()
 
     @property
     def backend(self) -> Any:
@@ -125,7 +127,7 @@ class TextTokenizer:
 
         In a plain string every occurrence of a word of `words` is learnable, in a
         :class:`Caption` only what its spans say. Text that is too long is cut in front of the end
-        token; a learnable word lost by that is a warning.
+        token; the first time that a learnable word is lost by that is a warning.
         """
         known = {
             name: token if isinstance(token, WordToken) else WordToken(token)
@@ -185,10 +187,12 @@ class TextTokenizer:
         return kept, None
 
     def _warn(self, caption: Caption, lost: list[str]) -> None:
-        if lost:
+        new = set(lost) - self._told
+        self._told |= new
+        if new:
             logger.warning(
                 "the learnable words %s fall off the end: only %d tokens fit of %r; shorten it",
-                sorted(set(lost)),
+                sorted(new),
                 self.max_length,
                 caption.text,
             )
