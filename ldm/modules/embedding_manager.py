@@ -354,7 +354,7 @@ def initial_vectors(
     ids = tokenizer.token_ids(word.start)
     if not ids:
         raise ValueError(f"{word.name!r} cannot start from {word.start!r}: that text has no tokens")
-    if tokenizer.unknown(word.start):
+    if tokenizer.unknown(word.start) or tokenizer.spelt_out(word.start):
         logger.warning(
             "%r starts from %r, which the vocabulary of the text encoder does not have; give it an "
             "init made of known words",

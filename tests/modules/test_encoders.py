@@ -11,6 +11,7 @@ import pytest
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
 
+from ldm.modules.encoders.clip import load_tokenizer
 from ldm.modules.encoders.modules import (
     BERTEmbedder,
     BERTTokenizer,
@@ -113,11 +114,29 @@ class TestTokenizer:
         (tmp_path / "mine.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ndog\n")
         assert BERTTokenizer(vocab_file="mine.txt", max_length=4)("dog").tolist() == [[2, 5, 3, 0]]
 
-    def test_without_vocabulary_the_error_says_what_to_do(self, monkeypatch, tmp_path):
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        tokenizer = BERTTokenizer(name=str(tmp_path / "nothing"))  # not looked for yet
+    @pytest.mark.parametrize("name", ["no-one/has-this", "nothing"])
+    def test_without_vocabulary_the_error_says_what_to_do(self, monkeypatch, tmp_path, name):
+        """Rather than a tokenizer of special tokens alone, to which every word is unknown."""
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        monkeypatch.chdir(tmp_path)
+        tokenizer = BERTTokenizer(name=name)  # not looked for yet
         with pytest.raises(OSError, match=r"give its vocab\.txt as vocab_file"):
             tokenizer("dog")
+        with pytest.raises(OSError, match=r"give a local folder with vocab\.json"):
+            load_tokenizer(name)
+
+    def test_a_word_that_is_letters_to_the_vocabulary_is_told_once(self, tmp_path, caplog):
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "on", "##dle", "po"]
+        letters = [f"{start}{letter}" for letter in "abcdegorz" for start in ("", "##")]
+        (tmp_path / "letters.txt").write_text("\n".join(dict.fromkeys([*words, *letters])))
+        tokenizer = BERTTokenizer(vocab_file=str(tmp_path / "letters.txt"))
+        for _ in range(2):
+            tokenizer(["a dog on a zebra", "a poodle", "a Zebra <o>"])
+        told = [record.getMessage() for record in caplog.records]
+        assert len(told) == 2
+        assert "does not know 'zebra'" in told[0]
+        assert "does not know 'Zebra'" in told[1]
+        assert tokenizer.text_tokenizer.spelt_out("a zebra on a poodle") == ["zebra"]
 
 
 class TestPositions:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.modules.encoders.text import Manager, TextEncoder
-from ldm.modules.encoders.tokens import TextTokenizer
+from ldm.modules.encoders.tokens import TextTokenizer, pretrained_tokenizer
 from ldm.util import freeze
 
 #: Sizes of the encoder of Stable Diffusion v1, so that its public config builds without a download.
@@ -198,10 +198,5 @@ def load_tokenizer(source: str) -> Any:
     """
     from transformers import CLIPTokenizerFast  # type: ignore[attr-defined, unused-ignore]
 
-    try:
-        return CLIPTokenizerFast.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"the tokenizer {source!r} is neither on this machine nor could it be downloaded: go "
-            "online once, or give a local folder with vocab.json and merges.txt as `tokenizer`"
-        ) from error
+    advice = "go online once, or give a local folder with vocab.json and merges.txt as `tokenizer`"
+    return pretrained_tokenizer(CLIPTokenizerFast, source, advice)

@@ -15,7 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.encoders.tokens import TextTokenizer, Tokens, WordToken
+from ldm.modules.encoders.tokens import (
+    TextTokenizer,
+    Tokens,
+    WordToken,
+    pretrained_tokenizer,
+)
 from ldm.modules.x_transformer import Encoder, TransformerWrapper
 from ldm.prompts.spans import Caption
 
@@ -289,10 +294,5 @@ def _load_bert(name: str, vocab_file: Path | None) -> Any:
         # transformers 5 renamed the argument.
         renamed = "vocab" in inspect.signature(BertTokenizerFast.__init__).parameters
         return BertTokenizerFast(**{"vocab" if renamed else "vocab_file": str(vocab_file)})
-    try:
-        return BertTokenizerFast.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"the tokenizer {name!r} is neither on this machine nor could it be downloaded: "
-            "go online once, or give its vocab.txt as vocab_file (a parameter of BERTEmbedder)"
-        ) from error
+    advice = "go online once, or give its vocab.txt as vocab_file (a parameter of BERTEmbedder)"
+    return pretrained_tokenizer(BertTokenizerFast, name, advice)

@@ -4,8 +4,10 @@ Ordinary text goes through a tokenizer of `transformers`. A learnable word never
 token whatever its spelling, and its positions are known from where it stands in the caption.
 """
 
+import difflib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,6 +64,27 @@ class _Piece:
     end: int
 
 
+def pretrained_tokenizer(kind: Any, name: str, advice: str) -> Any:
+    """The tokenizer called `name`, or that of a folder; `kind` is its class in `transformers`.
+
+    What is on this machine is taken first, so that without a network nothing waits for one.
+
+    Raises:
+        OSError: when it is neither here nor to be had; `advice` says what to do.
+    """
+    for local_files_only in (True, False):
+        try:
+            found = kind.from_pretrained(name, local_files_only=local_files_only)
+        except (OSError, ValueError):
+            continue
+        # Of files that it does not find, transformers makes a tokenizer without any words.
+        if len(found) > len(found.all_special_ids):
+            return found
+    raise OSError(
+        f"the tokenizer {name!r} is neither on this machine nor could it be downloaded: {advice}"
+    )
+
+
 class TextTokenizer:
     """A fast tokenizer of `transformers`, loaded when first used, that knows learnable words."""
 
@@ -69,7 +92,7 @@ class TextTokenizer:
         self._load = load
         self._backend: Any = None
         self.max_length = max_length
-        #: Words of which it was said already that they fall off the end.
+        #: Words of which it was said already that they fall off the end, or are not known.
         self._told: set[str] = set()
 
     @property
@@ -117,6 +140,10 @@ class TextTokenizer:
         """Whether part of `text` is not in the vocabulary at all."""
         unk = self.backend.unk_token_id
         return unk is not None and unk != self.special_ids[1] and unk in self.token_ids(text)
+
+    def spelt_out(self, text: str) -> list[str]:
+        """The words of `text` that the vocabulary has letter by letter only."""
+        return _spelt_out(text, self.pieces(text)[1])
 
     def tokenize(
         self,
@@ -172,8 +199,21 @@ class TextTokenizer:
 
     def _ordinary(self, text: str, start: int, end: int) -> Iterator[_Piece]:
         if text[start:end].strip():
-            for token, (left, right) in zip(*self.pieces(text[start:end]), strict=True):
+            ids, offsets = self.pieces(text[start:end])
+            self._tell_unknown(_spelt_out(text[start:end], offsets))
+            for token, (left, right) in zip(ids, offsets, strict=True):
                 yield _Piece(token, 1, start + left, start + right)
+
+    def _tell_unknown(self, words: Iterable[str]) -> None:
+        """Warn, once a word, of words that the text encoder has only as letters."""
+        for word in words:
+            if word not in self._told:
+                self._told.add(word)
+                close = difflib.get_close_matches(word.lower(), self.backend.get_vocab(), n=1)
+                logger.warning(
+                    "the text encoder does not know %r: its vocabulary has it letter by letter%s",
+                    word, f"; the nearest that it has is {close[0]!r}" if close else "",
+                )  # fmt: skip
 
     def _fit(self, pieces: Iterator[_Piece]) -> tuple[list[_Piece], int | None]:
         """The pieces that fit between start and end token; the character where the text is cut."""
@@ -196,6 +236,13 @@ class TextTokenizer:
                 self.max_length,
                 caption.text,
             )
+
+
+def _spelt_out(text: str, offsets: Offsets) -> list[str]:
+    """The words of `text` that its tokens, at these characters, have letter by letter."""
+    letters = {left for left, right in offsets if right - left == 1}
+    words = (match for match in re.finditer(r"[A-Za-z]{2,}", text) if match.start() in letters)
+    return [word[0] for word in words if letters.issuperset(range(*word.span()))]
 
 
 def _positions(spans: Sequence[WordSpan], offsets: Offsets) -> dict[str, list[int]]:
