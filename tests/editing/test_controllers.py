@@ -220,11 +220,11 @@ def test_the_watch_counts_sizes_equally_and_layers_within_them():
         mean = probs.mean(1)
         return torch.stack([mean[0, :, 1], mean[1][:, [0, 2]].mean(-1)])
 
-    enlarged = torch.nn.functional.interpolate(
-        of_words(coarse).reshape(2, 1, 2, 2), (4, 4), mode="bilinear"
-    )
-    expected = (of_words(fine.mean(0)).reshape(2, 1, 4, 4) + enlarged) / 2
-    torch.testing.assert_close(watch.maps(), expected)
+    means = [of_words(fine.mean(0)).reshape(2, 1, 4, 4), of_words(coarse).reshape(2, 1, 2, 2)]
+    peaks = [mean.amax((-2, -1), keepdim=True) for mean in means]
+    fine_, coarse_ = (mean / peak * sum(peaks) / 2 for mean, peak in zip(means, peaks, strict=True))
+    enlarged = torch.nn.functional.interpolate(coarse_, (4, 4), mode="bilinear")
+    torch.testing.assert_close(watch.maps(), (fine_ + enlarged) / 2)
 
 
 def test_a_mask_is_where_either_of_a_pair_looks_whatever_the_scale():

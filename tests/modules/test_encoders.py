@@ -5,11 +5,9 @@ import gzip
 import json
 import logging
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
-from tokenizers.pre_tokenizers import ByteLevel
 
 from ldm.modules.encoders.clip import load_tokenizer
 from ldm.modules.encoders.modules import (
@@ -38,21 +36,6 @@ TINY_CLIP = {
 @pytest.fixture(scope="module")
 def bert(bert_vocab):
     return fill(BERTEmbedder(32, 1, max_seq_len=20, vocab_file=bert_vocab))
-
-
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory) -> Path:
-    """A tokenizer of single characters in CLIP's files."""
-    folder = tmp_path_factory.mktemp("clip")
-    letters = sorted(ByteLevel.alphabet())
-    pieces = [*letters, *(f"{c}</w>" for c in letters), "do", "dog</w>"]
-    pieces += ["<|startoftext|>", "<|endoftext|>"]
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    (folder / "vocab.json").write_text(json.dumps(vocabulary))
-    (folder / "merges.txt").write_text("#version: 0.2\nd o\ndo g</w>\n")
-    config = {"pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +188,7 @@ class TestPositions:
         with caplog.at_level(logging.WARNING):
             words["<a>"] = WordToken(9000, 3)
             tokens = encoder.tokenize([text], words)
-        assert "['<a>', '<b>']" in caplog.text
+        assert "['<a>']" in caplog.text, "of <b> it was said already"
         assert tokens.learnable[0] == {}
 
     def test_cutting_ordinary_text_is_silent_and_keeps_the_end_token(self, encoder, caplog):
