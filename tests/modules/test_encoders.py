@@ -9,6 +9,7 @@ import pickle
 import pytest
 import torch
 
+from ldm.data.playroom.vocabulary import world_words
 from ldm.modules.encoders.clip import load_tokenizer
 from ldm.modules.encoders.modules import (
     BERTEmbedder,
@@ -120,6 +121,14 @@ class TestTokenizer:
         assert "does not know 'zebra'" in told[0]
         assert "does not know 'Zebra'" in told[1]
         assert tokenizer.text_tokenizer.spelt_out("a zebra on a poodle") == ["zebra"]
+
+    def test_a_known_beginning_does_not_make_a_word_known(self, repo, bert_vocab):
+        text = "an island with a backpack and a café, cubes 1234 and t-shirts <x>"
+        shipped = BERTTokenizer(vocab_file=repo / "models/ldm/playroom/vocab.txt")
+        assert shipped.text_tokenizer.spelt_out(text)[:3] == ["island", "backpack", "café"]
+        assert shipped.text_tokenizer.spelt_out(" ".join(world_words())) == []
+        large = BERTTokenizer(vocab_file=bert_vocab).text_tokenizer
+        assert large.spelt_out(f"{text} poodle 日本 tiramisu xylophones") == []
 
 
 class TestPositions:

@@ -7,6 +7,7 @@ token whatever its spelling, and its positions are known from where it stands in
 import difflib
 import logging
 import re
+import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,17 +73,19 @@ def pretrained_tokenizer(kind: Any, name: str, advice: str) -> Any:
     Raises:
         OSError: when it is neither here nor to be had; `advice` says what to do.
     """
+    failure: Exception | None = None
     for local_files_only in (True, False):
         try:
             found = kind.from_pretrained(name, local_files_only=local_files_only)
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
+            failure = error
             continue
         # Of files that it does not find, transformers makes a tokenizer without any words.
         if len(found) > len(found.all_special_ids):
             return found
     raise OSError(
         f"the tokenizer {name!r} is neither on this machine nor could it be downloaded: {advice}"
-    )
+    ) from failure
 
 
 class TextTokenizer:
@@ -94,6 +97,7 @@ class TextTokenizer:
         self.max_length = max_length
         #: Words of which it was said already that they fall off the end, or are not known.
         self._told: set[str] = set()
+        self._only_spells: bool | None = None
 
     @property
     def backend(self) -> Any:
@@ -142,8 +146,32 @@ class TextTokenizer:
         return unk is not None and unk != self.special_ids[1] and unk in self.token_ids(text)
 
     def spelt_out(self, text: str) -> list[str]:
-        """The words of `text` that the vocabulary has letter by letter only."""
-        return _spelt_out(text, self.pieces(text)[1])
+        """The words of `text` that the vocabulary has letter by letter only: ``z-e-b-r-a``.
+
+        If single characters are all that it has to continue a word with, any word of several
+        pieces is one of them: ``is-l-a-n-d``.
+        """
+        return self._spelt_out(text, self.pieces(text)[1])
+
+    def _spelt_out(self, text: str, offsets: Offsets) -> list[str]:
+        """The words of `text` that its tokens, at these characters, spell."""
+        found = []
+        for match in re.finditer(r"[^\W\d_]{2,}", text):
+            word, (start, end) = match[0], match.span()
+            sizes = [right - left for left, right in offsets if start <= left < end]
+            # Scripts without upper case, such as Chinese, may have words of one character.
+            several = len(sizes) > 1 and word.lower() != word.upper()
+            if several and (max(sizes) == 1 or self._spells()):
+                found.append(word)
+        return found
+
+    def _spells(self) -> bool:
+        """Whether the vocabulary is of whole words, and letters to write all others with."""
+        if self._only_spells is None:
+            inner = {piece[2:] for piece in self.backend.get_vocab() if piece.startswith("##")}
+            letters = set(string.ascii_lowercase)
+            self._only_spells = letters <= inner and all(len(piece) == 1 for piece in inner)
+        return self._only_spells
 
     def tokenize(
         self,
@@ -200,7 +228,7 @@ class TextTokenizer:
     def _ordinary(self, text: str, start: int, end: int) -> Iterator[_Piece]:
         if text[start:end].strip():
             ids, offsets = self.pieces(text[start:end])
-            self._tell_unknown(_spelt_out(text[start:end], offsets))
+            self._tell_unknown(self._spelt_out(text[start:end], offsets))
             for token, (left, right) in zip(ids, offsets, strict=True):
                 yield _Piece(token, 1, start + left, start + right)
 
@@ -209,11 +237,19 @@ class TextTokenizer:
         for word in words:
             if word not in self._told:
                 self._told.add(word)
-                close = difflib.get_close_matches(word.lower(), self.backend.get_vocab(), n=1)
+                close = difflib.get_close_matches(word.lower(), self._whole_words(), n=1)
                 logger.warning(
                     "the text encoder does not know %r: its vocabulary has it letter by letter%s",
                     word, f"; the nearest that it has is {close[0]!r}" if close else "",
                 )  # fmt: skip
+
+    def _whole_words(self) -> list[str]:
+        """The words that the vocabulary has in one piece."""
+        pieces = self.backend.get_vocab()
+        # CLIP marks what ends a word, BERT what continues one.
+        ends = [piece.removesuffix("</w>") for piece in pieces if piece.endswith("</w>")]
+        words = ends or [piece for piece in pieces if not piece.startswith("##")]
+        return sorted(word for word in words if len(word) > 1 and word.isalpha())
 
     def _fit(self, pieces: Iterator[_Piece]) -> tuple[list[_Piece], int | None]:
         """The pieces that fit between start and end token; the character where the text is cut."""
@@ -236,13 +272,6 @@ class TextTokenizer:
                 self.max_length,
                 caption.text,
             )
-
-
-def _spelt_out(text: str, offsets: Offsets) -> list[str]:
-    """The words of `text` that its tokens, at these characters, have letter by letter."""
-    letters = {left for left, right in offsets if right - left == 1}
-    words = (match for match in re.finditer(r"[A-Za-z]{2,}", text) if match.start() in letters)
-    return [word[0] for word in words if letters.issuperset(range(*word.span()))]
 
 
 def _positions(spans: Sequence[WordSpan], offsets: Offsets) -> dict[str, list[int]]:
