@@ -169,17 +169,29 @@ class WordAttention(AttentionController):
         self, q: Tensor, k: Tensor, scale: float, site: AttentionSite | None, grid: Grid | None
     ) -> None:
         """Add one layer's maps; q (b, heads, pixels, d), k (b, heads, tokens, d)."""
+        self._add(q, k, scale, grid)
+
+    def _add(self, q: Tensor, k: Tensor, scale: float, grid: Grid | None) -> None:
+        """`observe`, with gradient."""
         if grid is None or max(grid) not in self.resolutions:
             self.passed.update(() if grid is None else (grid,))
             return
         with torch.autocast(q.device.type, enabled=False):
             q, k = q[self.conditional].float(), k[self.conditional].float()
             probabilities = attention_probs(q, k, scale).mean(1)
-        if self.columns.device != q.device:
-            self.columns = to_device(self.columns, q.device)
-        maps = gather_columns(probabilities, self.columns).unflatten(2, grid)
+        maps = self._kept(probabilities).unflatten(2, grid)
         self.sums[grid] = self.sums[grid] + maps if grid in self.sums else maps
         self.counts[grid] = self.counts.get(grid, 0) + 1
+
+    def _kept(self, probabilities: Tensor) -> Tensor:
+        """What of a layer's probabilities (b, pixels, tokens) is kept, as (b, ..., pixels)."""
+        return self._of_words(probabilities)
+
+    def _of_words(self, probabilities: Tensor) -> Tensor:
+        """The columns of the words, (b, words, pixels), of probabilities (b, pixels, tokens)."""
+        if self.columns.device != probabilities.device:
+            self.columns = to_device(self.columns, probabilities.device)
+        return gather_columns(probabilities, self.columns)
 
     def check(self) -> None:
         """Raise the ValueError of `maps`."""

@@ -8,6 +8,7 @@ a number it draws at random.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -207,13 +208,17 @@ class PersonalizedBase(Dataset[dict[str, Any]]):
                 self._kept[index] = pixels
         return pixels
 
+    @cached_property
+    def _things(self) -> frozenset[str]:
+        """The words that stand for things, of which masks are expected."""
+        return frozenset(word.name for word in self.words if word.role == "noun")
+
     def _mask(self, index: int, flip: bool) -> np.ndarray:
         """Where the words of a picture are, float32 (h, w): 1 or 0."""
         mask = self._masks.get(index)
         if mask is None:
             words = self._pairs[index].caption.names()
-            expected = [word.name for word in self.words if word.role == "noun"]
-            mask = true_mask(self.items[index], words, self.size, self.center_crop, expected)
+            mask = true_mask(self.items[index], words, self.size, self.center_crop, self._things)
             self._masks[index] = mask
         return mask[:, ::-1].copy() if flip else mask
 

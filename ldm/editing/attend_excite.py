@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.concepts.recorder import WordAttention, gather_columns, named_positions, to_device
+from ldm.concepts.recorder import WordAttention, named_positions, to_device
 from ldm.models.diffusion.sampler import Sampler
 from ldm.models.diffusion.sampling import Condition, Guide, Jump, Rule
-from ldm.modules.attention import AttentionSite, Grid, attention_probs
+from ldm.modules.attention import AttentionSite, Grid
 from ldm.modules.attention_control import controlling
 
 
@@ -76,14 +76,11 @@ class ExcitedAttention(WordAttention):
         self, q: Tensor, k: Tensor, scale: float, site: AttentionSite | None, grid: Grid | None
     ) -> None:
         """Add one layer's maps; q (b, heads, pixels, d), k (b, heads, tokens, d)."""
-        if grid is None or max(grid) not in self.resolutions:
-            self.passed.update(() if grid is None else (grid,))
-            return
-        with torch.autocast(q.device.type, enabled=False):
-            probs = attention_probs(q.float(), k.float(), scale).mean(1)
-        maps = probs.transpose(1, 2).unflatten(2, grid)
-        self.sums[grid] = self.sums[grid] + maps if grid in self.sums else maps
-        self.counts[grid] = self.counts.get(grid, 0) + 1
+        self._add(q, k, scale, grid)
+
+    def _kept(self, probabilities: Tensor) -> Tensor:
+        """All tokens: (b, tokens, pixels)."""
+        return probabilities.transpose(1, 2)
 
     def sharpened(self) -> Tensor:
         """The maps of the words (b, words, h, w), in which words compete for every pixel.
@@ -94,8 +91,7 @@ class ExcitedAttention(WordAttention):
         probabilities = self.maps(equal_peaks=False)
         competing = (SHARPNESS * probabilities[:, 1:-1]).softmax(1)
         everywhere = F.pad(competing, (0, 0, 0, 0, 1, 1)).flatten(2).transpose(1, 2)
-        columns = to_device(self.columns, everywhere.device)
-        return gather_columns(everywhere, columns).unflatten(2, probabilities.shape[2:])
+        return self._of_words(everywhere).unflatten(2, probabilities.shape[2:])
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:

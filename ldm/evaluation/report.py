@@ -71,7 +71,7 @@ def write_report(folder: str | Path) -> Path | None:
     looks, shown = read_looks(folder / "looks"), Shown.read(folder / "looks")
     _draw(folder, shown, looks)
     figures = _figures(folder / "images")
-    summary = _read_json(folder / "summary.json")
+    summary = read_summary(folder)
     words = summary.get("words") or (looks[-1].figures["words"] if looks else [])
     if not (figures or words):
         return None
@@ -129,7 +129,9 @@ def _figures(folder: Path) -> list[Figure]:
     return found
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> dict[str, Any]:
+    """What a run's ``summary.json`` says; empty where there is none yet."""
+    path = folder / "summary.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
@@ -158,6 +160,11 @@ def saved_steps(folder: Path) -> list[int]:
     """The steps of which a run has saved its words."""
     files = (folder / "checkpoints").glob("embeddings_gs-*.safetensors")
     return sorted(int(path.stem.partition("-")[2]) for path in files)
+
+
+def finished_steps(folder: Path) -> int:
+    """How many steps a run had that has done them all and is summed up; 0 for any other."""
+    return max(saved_steps(folder), default=0) if read_summary(folder).get("finished") else 0
 
 
 def overlap_summary(looks: list[SavedLook]) -> dict[str, Any]:
@@ -191,20 +198,15 @@ def _commands(folder: Path, words: list[str]) -> list[tuple[str, str]]:
     run = shlex.quote(str(folder))
     commands = []
     if (folder / "checkpoints" / "last.ckpt").is_file():
-        commands.append(("continue", f"python main.py --resume {run}{_more_steps(folder)}"))
+        steps = finished_steps(folder)
+        more = f" --max_steps {2 * steps}" if steps else ""
+        commands.append(("continue", f"python main.py --resume {run}{more}"))
     if words and (folder / "checkpoints" / "embeddings.pt").is_file():
         prompt = shlex.quote(f"a photo of a {words[0]} on the beach")
         sample = f"python scripts/txt2img.py --embedding_path {run}/checkpoints/embeddings.pt"
         commands.append(("sample", f"{sample}{_model_flags(folder)} --prompt {prompt}"))
     commands.append(("make this page again", f"python scripts/report.py {run}"))
     return commands
-
-
-def _more_steps(folder: Path) -> str:
-    """What takes a run on that has done all of its steps."""
-    path, steps = folder / "summary.json", max(saved_steps(folder), default=0)
-    done = path.is_file() and json.loads(path.read_text("utf-8")).get("finished")
-    return f" --max_steps {2 * steps}" if done and steps else ""
 
 
 def _model_flags(folder: Path) -> str:

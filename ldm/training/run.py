@@ -1,7 +1,6 @@
 """One training run: model and weights, data and words, trainer, and what is left at the end."""
 
 import inspect
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from ldm.config_files import given_weights
 from ldm.data.module import DataModuleFromConfig
 from ldm.errors import UserError
 from ldm.evaluation.pictures import Pictures
-from ldm.evaluation.report import saved_steps
+from ldm.evaluation.report import finished_steps, read_summary
 from ldm.inference import rooted
 from ldm.prompts.sentence import (
     Sentence,
@@ -225,7 +224,9 @@ def learn(
     trainer = build_trainer(config, folder, learns_words=learns_words, network_too=network_too)
     scale_learning_rate(model, config, trainer)
     hand_over_accumulation(model, trainer)
-    before = _seconds_before(folder, trainer.max_steps)
+    _refuse_finished(folder, trainer.max_steps)
+    # The time of earlier starts counts, as far as they wrote it down.
+    before = read_summary(folder.root).get("seconds", 0.0) if folder.resumed_from else 0.0
     told = pictures(config)
     summary = None if words is None else Summary(model, data.datasets["train"], told)
     try:
@@ -244,23 +245,19 @@ def learn(
         log_table(written["words"])
 
 
-def _seconds_before(folder: RunFolder, max_steps: int) -> float:
-    """How long the earlier starts of a resumed run took, as far as they wrote it down.
+def _refuse_finished(folder: RunFolder, max_steps: int) -> None:
+    """Refuse to continue a run from its end when no step is left.
 
     Raises:
         UserError: when all of its steps are done and summed up.
     """
-    path = folder.root / "summary.json"
-    if folder.resumed_from is None or not path.is_file():
-        return 0.0
-    earlier = json.loads(path.read_text("utf-8"))
-    done = folder.resumed_from.name == "last.ckpt" and earlier.get("finished")
-    if done and 0 <= max_steps <= max(saved_steps(folder.root), default=-1):
+    from_end = folder.resumed_from is not None and folder.resumed_from.name == "last.ckpt"
+    done = finished_steps(folder.root) if from_end else 0
+    if done and 0 <= max_steps <= done:
         raise UserError(
             f"all {max_steps} steps of {folder.root} are done: go on with more, for example "
             f"--max_steps {2 * max_steps}"
         )
-    return float(earlier.get("seconds", 0))
 
 
 @contextmanager

@@ -103,7 +103,7 @@ def answers(experiment: Experiment, rows: Sequence[Row]) -> list[Answer]:
 def _answer(
     experiment: Experiment, rows: Sequence[Row], check: Mapping[str, Any], measure: str
 ) -> Answer:
-    labels, tests = {arm.name: arm.label or arm.name for arm in experiment.arms}, 1
+    labels = {arm.name: arm.label or arm.name for arm in experiment.arms}
     if "best" in check:
         better = [check["best"]]
         others = [
@@ -116,7 +116,7 @@ def _answer(
         than = [max(known, key=means.__getitem__)] if known else others[:1]
         tests = max(len(known), 1)
     else:
-        better, than = list(check["better"]), list(check["than"])
+        better, than, tests = list(check["better"]), list(check["than"]), 1
     gaps = difference(rows, better, than, measure)
     here, elsewhere = over_seeds(gaps, tests), over_sets(gaps, tests)
     against = ", ".join(labels.get(name, name) for name in than)

@@ -15,12 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.encoders.tokens import (
-    TextTokenizer,
-    Tokens,
-    WordToken,
-    pretrained_tokenizer,
-)
+from ldm.modules.encoders.tokens import TextTokenizer, Tokens, WordToken, pretrained_tokenizer
 from ldm.modules.x_transformer import Encoder, TransformerWrapper
 from ldm.prompts.spans import Caption
 
