@@ -45,15 +45,17 @@ def draw(
         noise = torch.randn(2, *shape, device=device)
         times = draw_timesteps(timesteps, weights, shape[:1], device=device)
         return Draws(times, noise[0], noise[1])
-    drawn, noises = [], []
-    for run, step, slot in zip(
-        batch["run"].tolist(), batch["step"].tolist(), batch["slot"].tolist(), strict=True
+    count = len(batch["step"])
+    numbers, noise = [], torch.empty(count, 2, *shape[1:])
+    for run, step, slot, one in zip(
+        batch["run"].tolist(), batch["step"].tolist(), batch["slot"].tolist(), noise, strict=True
     ):
         generator = step_generator(seed, run, step, NOISE_STREAM + slot)
-        drawn.append(draw_timesteps(timesteps, weights, (), generator))
-        noises.append(torch.randn(2, *shape[1:], generator=generator))
-    noise = torch.stack(noises, 1).to(device, non_blocking=True)
-    return Draws(torch.stack(drawn).to(device, non_blocking=True), noise[0], noise[1])
+        numbers.append(_number(timesteps, weights, (), generator))
+        one.normal_(generator=generator)
+    times = _as_timesteps(torch.stack(numbers), weights)
+    noise = noise.transpose(0, 1).to(device, non_blocking=True)
+    return Draws(times.to(device, non_blocking=True), noise[0], noise[1])
 
 
 def noise_of(shape: Sequence[int], seed: int) -> Tensor:
@@ -83,11 +85,28 @@ def draw_timesteps(
     device: torch.device | None = None,
 ) -> Tensor:
     """Timesteps of `shape`, uniform or weighted; either way one number is drawn for each."""
+    return _as_timesteps(_number(timesteps, weights, shape, generator, device), weights)
+
+
+def _number(
+    timesteps: int,
+    weights: Tensor | None,
+    shape: Sequence[int],
+    generator: torch.Generator | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """The timesteps themselves or, where they are weighted, numbers in [0, 1) that choose them."""
     if weights is None:
         return torch.randint(timesteps, tuple(shape), generator=generator, device=device)
-    cumulative = weights.to(device).cumsum(0)
-    places = torch.rand(tuple(shape), generator=generator, device=device).to(cumulative)
-    return torch.searchsorted(cumulative, places * cumulative[-1], right=True)
+    return torch.rand(tuple(shape), generator=generator, device=device)
+
+
+def _as_timesteps(numbers: Tensor, weights: Tensor | None) -> Tensor:
+    """The timesteps that the numbers of `_number` choose."""
+    if weights is None:
+        return numbers
+    cumulative = weights.to(numbers.device).cumsum(0)
+    return torch.searchsorted(cumulative, numbers.to(cumulative) * cumulative[-1], right=True)
 
 
 def importance_weights(timesteps: int, skew: float) -> Tensor | None:

@@ -4,6 +4,7 @@ Ordinary text goes through a tokenizer of `transformers`. A learnable word never
 token whatever its spelling, and its positions are known from where it stands in the caption.
 """
 
+import copy
 import difflib
 import logging
 import re
@@ -94,9 +95,11 @@ class TextTokenizer:
     def __init__(self, load: Callable[[], Any], max_length: int) -> None:
         self._load = load
         self._backend: Any = None
+        self._splitter: Any = None
         self.max_length = max_length
-        #: Words of which it was said already that they fall off the end, or are not known.
-        self._told: set[str] = set()
+        #: Words of which it was said already that they fall off the end, and that are not known.
+        self._told_lost: set[str] = set()
+        self._told_unknown: set[str] = set()
         self._only_spells: bool | None = None
 
     @property
@@ -116,15 +119,14 @@ class TextTokenizer:
 
     def pieces(self, text: str) -> tuple[list[int], Offsets]:
         """The token ids of ordinary text, without start and end, and the characters of each."""
-        out = self.backend(
-            text,
-            add_special_tokens=False,
-            return_offsets_mapping=True,
-            truncation=False,
-            padding=False,
-            verbose=False,
-        )
-        return list(out["input_ids"]), [tuple(pair) for pair in out["offset_mapping"]]
+        if self._splitter is None:
+            # What `transformers` wraps, without its checks, which take ten times as long. A copy:
+            # calls of the tokenizer set truncation and padding of the original.
+            self._splitter = copy.deepcopy(self.backend.backend_tokenizer)
+            self._splitter.no_truncation()
+            self._splitter.no_padding()
+        out = self._splitter.encode(text, add_special_tokens=False)
+        return out.ids, out.offsets
 
     def token_ids(self, text: str) -> list[int]:
         """The token ids of ordinary text, without start and end."""
@@ -235,8 +237,8 @@ class TextTokenizer:
     def _tell_unknown(self, words: Iterable[str]) -> None:
         """Warn, once a word, of words that the text encoder has only as letters."""
         for word in words:
-            if word not in self._told:
-                self._told.add(word)
+            if word not in self._told_unknown:
+                self._told_unknown.add(word)
                 close = difflib.get_close_matches(word.lower(), self._whole_words(), n=1)
                 logger.warning(
                     "the text encoder does not know %r: its vocabulary has it letter by letter%s",
@@ -263,8 +265,8 @@ class TextTokenizer:
         return kept, None
 
     def _warn(self, caption: Caption, lost: list[str]) -> None:
-        new = set(lost) - self._told
-        self._told |= new
+        new = set(lost) - self._told_lost
+        self._told_lost |= new
         if new:
             logger.warning(
                 "the learnable words %s fall off the end: only %d tokens fit of %r; shorten it",
