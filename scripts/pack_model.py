@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ldm.checkpoint import read_state_dict, save_safetensors
 
-KEPT = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "network.")
+STAGE = "first_stage_model."
+KEPT = ("model.diffusion_model.", STAGE, "cond_stage_model.", "network.")
 
 
 def averaged(state: dict[str, Tensor], prefix: str, dropped: str) -> dict[str, Tensor]:
@@ -30,18 +31,25 @@ def averaged(state: dict[str, Tensor], prefix: str, dropped: str) -> dict[str, T
     return {**state, **{names[key]: value for key, value in state.items() if key in names}}
 
 
+def first_stage(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first stage of a checkpoint, alone or within a whole model, by its names in a model."""
+    whole = {key: value for key, value in state.items() if key.startswith(STAGE)}
+    return whole or {f"{STAGE}{key}": value for key, value in averaged(state, "", "").items()}
+
+
 def main() -> int:
     """Read, average, halve, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--first_stage", type=Path, help="checkpoint of a better first stage")
+    parser.add_argument(
+        "--first_stage", type=Path, help="of another first stage, or of a model with one"
+    )
     options = parser.parse_args()
     state = averaged(read_state_dict(options.checkpoint), "model.diffusion_model.", "model.")
     if options.first_stage:
-        stage = averaged(read_state_dict(options.first_stage), "", "")
-        state.update({f"first_stage_model.{key}": value for key, value in stage.items()})
-    unused = (".to_logits.", "first_stage_model.model_ema.", "first_stage_model.loss.")
+        state.update(first_stage(read_state_dict(options.first_stage)))
+    unused = (".to_logits.", f"{STAGE}model_ema.", f"{STAGE}loss.")
     kept = {
         key: value.to(torch.float16) if value.is_floating_point() else value
         for key, value in state.items()

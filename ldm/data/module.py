@@ -24,6 +24,16 @@ Config = Mapping[str, Any]
 ON_HOST = frozenset({"step", "slot", "run", "image_id", "flip"})
 
 
+def figures_on(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its figures on `device`; captions and origin (`ON_HOST`) stay."""
+    return {
+        name: value.to(device, non_blocking=True)
+        if isinstance(value, Tensor) and name not in ON_HOST
+        else value
+        for name, value in batch.items()
+    }
+
+
 class WrappedDataset(Dataset[Any]):
     """Any object with a length and items as a dataset of :mod:`torch`."""
 
@@ -209,12 +219,7 @@ class DataModuleFromConfig(LightningDataModule):
         """The batch with its figures on `device`; captions and origin (`ON_HOST`) stay."""
         if not isinstance(batch, Mapping):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return {
-            name: value.to(device, non_blocking=True)
-            if isinstance(value, Tensor) and name not in ON_HOST
-            else value
-            for name, value in batch.items()
-        }
+        return figures_on(batch, device)
 
     @property
     def next_step(self) -> int:

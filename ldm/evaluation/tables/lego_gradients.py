@@ -10,6 +10,7 @@ import torch
 
 from ldm.checkpoint import read_embeddings
 from ldm.concepts.context_loss import ContextLoss, context_loss
+from ldm.data.module import figures_on
 from ldm.data.playroom.concept_dataset import PlayroomConcepts
 from ldm.data.steps import StepKey, collate
 from ldm.evaluation.tables.grid import Row, Run
@@ -48,7 +49,7 @@ def pulls(model: Any, dataset: Any, term: ContextLoss, steps: int = 16) -> dict[
     found: dict[str, list[torch.Tensor]] = {word: [] for word in term.neighbours}
     for step in range(steps):
         batch = collate([dataset[StepKey(step, slot)] for slot in range(BATCH)])
-        loss = model.shared_step(batch)[0]
+        loss = model.shared_step(figures_on(batch, model.device))[0]
         gradients = torch.autograd.grad(loss, [held[word] for word in found])
         for word, gradient in zip(found, gradients, strict=True):
             found[word].append(gradient.flatten())
