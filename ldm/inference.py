@@ -21,7 +21,7 @@ from ldm.models.diffusion.dpm_solver import DPMSolverSampler
 from ldm.models.diffusion.plms import PLMSSampler
 from ldm.models.diffusion.sampler import Sampler
 from ldm.modules.embedding_manager import EmbeddingManager
-from ldm.modules.word_files import Renames, read_words
+from ldm.modules.word_files import Renames, Word, read_words
 from ldm.prompts.sentence import RANDOM, LearnableWord
 from ldm.util import freeze, instantiate_from_config
 
@@ -198,8 +198,16 @@ def load_words(
     Raises:
         ValueError: when a word is in two files, or is not as wide as the model's text encoder.
     """
+    return put_words(model, read_words(paths, renames))
+
+
+def put_words(model: Any, found: Mapping[str, Word]) -> list[str]:
+    """Give `model` words that were read from files; returns their names.
+
+    Raises:
+        ValueError: when one is not as wide as the model's text encoder.
+    """
     encoder = model.cond_stage_model
-    found = read_words(paths, renames)
     for name, word in found.items():
         width = word.vectors.shape[-1]
         if width != encoder.width:

@@ -5,6 +5,8 @@ Tensors go in and arrays come out; nothing here knows a model. A picture is a ``
 same everywhere.
 """
 
+import glob
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -408,6 +410,16 @@ def caption_panel(
         picture = _fit(small, tile)
         rows.append([Cell(picture, title), *(Cell(overlay(picture, words[w]), w) for w in words)])
     return panel(rows, tile=tile)
+
+
+def free_suffix(folder: Path, stems: Sequence[str]) -> str:
+    """What to add to `stems` ("", "-2", ...) so that no file in `folder` is called so yet."""
+    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    return next(
+        suffix
+        for suffix in suffixes
+        if not any(any(folder.glob(f"{glob.escape(stem)}{suffix}[-.]*")) for stem in stems)
+    )
 
 
 def save_png(path: str | Path, picture: Picture, text: Mapping[str, str] | None = None) -> None:

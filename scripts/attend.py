@@ -31,12 +31,13 @@ from ldm.inference import SamplingOptions, sample_latents
 from ldm.modules.attention import AttentionSite, Grid
 from ldm.modules.attention_control import controlling
 from ldm.prompts.sentence import as_words, parse_sentence
-from ldm.training.flags import add_model_flags, numbers, open_model, shares
+from ldm.training.flags import add_model_flags, numbers, open_model, origin, shares
 from ldm.visual import (
     WORD_COLOURS,
     Cell,
     Heading,
     Picture,
+    free_suffix,
     label_map,
     overlay,
     panel,
@@ -203,11 +204,12 @@ def plain_text(sentence: str) -> str:
 
 @dataclass(frozen=True)
 class Looked:
-    """A picture and what each word attends to in it: word -> (m, n)."""
+    """A picture, of what seed, and what each word attends to in it: word -> (m, n)."""
 
     name: str
     picture: Picture
     maps: dict[str, Tensor]
+    seed: int
 
 
 def look_at_images(model: Any, sentence: str, options: argparse.Namespace) -> list[Looked]:
@@ -222,7 +224,7 @@ def look_at_images(model: Any, sentence: str, options: argparse.Namespace) -> li
         latents = model.encode_images(fit_image(image, longest, multiple))
         record_noised(model, latents, context, recorder, shares=options.shares, seed=options.seed)
         maps = dict(zip(recorder.words, recorder.maps()[0].cpu(), strict=True))
-        looked.append(Looked(name, np.asarray(image), maps))
+        looked.append(Looked(name, np.asarray(image), maps, options.seed))
     return looked
 
 
@@ -242,7 +244,12 @@ def look_at_drawing(model: Any, prompt: str, options: argparse.Namespace) -> lis
     pictures = to_uint8(model.decode_first_stage(latents).clamp(-1, 1))
     maps = recorder.maps().cpu()
     return [
-        Looked(f"{i:04d}", picture, dict(zip(recorder.words, maps[i], strict=True)))
+        Looked(
+            f"{options.seed + i:04d}",
+            picture,
+            dict(zip(recorder.words, maps[i], strict=True)),
+            options.seed + i,
+        )
         for i, picture in enumerate(pictures)
     ]
 
@@ -310,9 +317,13 @@ def read_truths(
 
 
 def write(looked: Looked, sentence: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Write everything about one picture; returns what the JSON file says."""
+    """Write everything about one picture; returns what the JSON file says.
+
+    Files of an earlier call stay: those of the same name get a number.
+    """
     out, size = Path(options.outdir), looked.picture.shape[:2]
     out.mkdir(parents=True, exist_ok=True)
+    stem = f"{looked.name}{free_suffix(out, [looked.name])}"
     names = file_names(list(looked.maps))
     truths = read_truths(options.masks, looked, names)
     masks = {
@@ -320,18 +331,18 @@ def write(looked: Looked, sentence: str, options: argparse.Namespace) -> dict[st
         for word, maps in looked.maps.items()
     }
     labels = compete(looked.maps, size, options.threshold)
-    note = {"sentence": sentence, "threshold": str(options.threshold)}
+    note = metadata(looked, sentence, options)
     for word, name in names.items():
-        save_png(out / f"{looked.name}-{name}.png", shown(looked.picture, looked.maps[word]), note)
+        save_png(out / f"{stem}-{name}.png", shown(looked.picture, looked.maps[word]), note)
         white = masks[word][..., None].repeat(3, -1).astype(np.uint8) * 255
-        save_png(out / f"{looked.name}-{name}-mask.png", white, note)
+        save_png(out / f"{stem}-{name}-mask.png", white, note)
     exclusive = [labels == number for number in range(1, len(names) + 1)]
-    save_png(out / f"{looked.name}-labels.png", label_map(exclusive, size), note)
-    save_png(out / f"{looked.name}-panel.png", sheet(looked, exclusive, sentence), note)
+    save_png(out / f"{stem}-labels.png", label_map(exclusive, size), note)
+    save_png(out / f"{stem}-panel.png", sheet(looked, exclusive, sentence), note)
     arrays: dict[str, Any] = {"labels": labels}
     arrays |= {f"map/{word}": maps.numpy() for word, maps in looked.maps.items()}
     arrays |= {f"mask/{word}": mask for word, mask in masks.items()}
-    with write_atomic(out / f"{looked.name}.npz") as temporary, temporary.open("wb") as file:
+    with write_atomic(out / f"{stem}.npz") as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
     summary = {
         "picture": looked.name,
@@ -341,9 +352,22 @@ def write(looked: Looked, sentence: str, options: argparse.Namespace) -> dict[st
         "labels": {word: number for number, word in enumerate(names, 1)},
         "words": {word: describe(mask, truths.get(word)) for word, mask in masks.items()},
     }
-    with write_atomic(out / f"{looked.name}.json") as temporary:
+    with write_atomic(out / f"{stem}.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return summary
+
+
+def metadata(looked: Looked, sentence: str, options: argparse.Namespace) -> dict[str, str]:
+    """What a picture of maps was made with, kept in the file."""
+    note = {
+        "sentence": sentence,
+        "threshold": str(options.threshold),
+        "seed": str(looked.seed),
+        **origin(options),
+    }
+    if options.prompt:
+        note |= {"steps": str(options.ddim_steps), "scale": str(options.scale)}
+    return note
 
 
 def shown(picture: Picture, maps: Tensor) -> Picture:

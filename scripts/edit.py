@@ -9,7 +9,6 @@ A replaced word needs no mask: what it looks at says where the picture may chang
 """
 
 import argparse
-import itertools
 import logging
 import re
 import sys
@@ -28,7 +27,7 @@ from ldm.inference import SamplingOptions, latent_shape
 from ldm.models.diffusion.draws import noise_of
 from ldm.prompts.sentence import as_words
 from ldm.training.flags import add_model_flags, numbers, open_model, origin
-from ldm.visual import Cell, outline, panel, save_png, to_uint8
+from ldm.visual import Cell, free_suffix, outline, panel, save_png, to_uint8
 
 logger = logging.getLogger("edit")
 
@@ -134,7 +133,7 @@ def change(model: Any, target: str, options: argparse.Namespace) -> Edited:
         cross=options.cross,
         self_attention=options.self_attention,
         reweight=dict(options.reweight),
-        blend=bool(options.replace) if options.blend is None else options.blend,
+        blend=blends(options),
         blend_words=options.blend_words,
         threshold=options.threshold,
         resolutions=options.resolution,
@@ -156,14 +155,6 @@ def write(done: Edited, target: str, options: argparse.Namespace) -> list[Path]:
     """Write sources, results, masks and a panel of all; returns the files."""
     out = Path(options.outdir)
     out.mkdir(parents=True, exist_ok=True)
-    note = {
-        "prompt": options.prompt,
-        "target": target,
-        "seed": str(options.seed),
-        "steps": str(options.steps),
-        "scale": str(options.scale),
-        **origin(options),
-    }
     rows, written = [], []
     name = Path(options.image).stem if options.image else ""
     stems = [name or f"{options.seed + i:04d}" for i in range(len(done.edited))]
@@ -178,23 +169,41 @@ def write(done: Edited, target: str, options: argparse.Namespace) -> list[Path]:
             pictures["mask"] = outline(before, inside, width=1)
         for kind, picture in pictures.items():
             written.append(out / f"{stem}-{kind}.png")
-            save_png(written[-1], picture, note)
+            save_png(written[-1], picture, metadata(target, options, i))
         rows.append([Cell(picture) for picture in pictures.values()])
         headings = list(pictures)
     written.append(out / f"{name or 'edit'}{again}-panel.png")
-    save_png(written[-1], panel(rows, headings, f"{options.prompt}  ->  {target}"), note)
+    sheet = panel(rows, headings, f"{options.prompt}  ->  {target}")
+    save_png(written[-1], sheet, metadata(target, options, 0))
     return written
 
 
-def free_suffix(folder: Path, stems: Sequence[str]) -> str:
-    """What to call the pictures of this edit by, so that those of earlier ones stay."""
-    ends = ("source", "edited", "mask", "panel")
-    suffixes = itertools.chain([""], (f"-{i}" for i in itertools.count(2)))
-    return next(
-        suffix
-        for suffix in suffixes
-        if not any((folder / f"{s}{suffix}-{end}.png").exists() for s in stems for end in ends)
-    )
+def metadata(target: str, options: argparse.Namespace, number: int) -> dict[str, str]:
+    """What a changed picture was made with, kept in the file; with its own seed it can be made
+    alone."""
+    note = {
+        "prompt": options.prompt,
+        "target": target,
+        "seed": str(options.seed + number),
+        "steps": str(options.steps),
+        "scale": str(options.scale),
+        "method": options.method,
+        "cross": str(options.cross),
+        "self": str(options.self_attention),
+        "reweight": ", ".join(f"{word}={factor}" for word, factor in options.reweight),
+        **origin(options),
+    }
+    if blends(options):
+        note |= {"blend": ", ".join(options.blend_words) or "changed words",
+                 "threshold": str(options.threshold)}  # fmt: skip
+    if options.image:
+        note |= {"image": Path(options.image).name, "inversion": options.inversion}
+    return note
+
+
+def blends(options: argparse.Namespace) -> bool:
+    """Whether the source is kept where the changed words do not look."""
+    return bool(options.replace) if options.blend is None else bool(options.blend)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

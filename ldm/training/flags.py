@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from ldm.inference import check_prompts, load_model, load_words
-from ldm.modules.word_files import read_renames
+from ldm.inference import check_prompts, load_model, put_words
+from ldm.modules.word_files import read_renames, read_words
 from ldm.prompts.spans import find_words
 
 logger = logging.getLogger(__name__)
@@ -37,13 +37,15 @@ def open_model(options: argparse.Namespace, prompts: Sequence[str] = ()) -> Any:
         FileNotFoundError: when a file is not there.
     """
     check_device(options.device)
-    model = load_model(options.ckpt_path, options.config, device=options.device)
     files = options.embedding_path
     renames = read_renames(options.rename, files)
     if renames and not files:
         raise ValueError("--rename needs learned words to rename: give --embedding_path FILE")
-    words = load_words(model, files, renames) if files else []
-    check_prompts(prompts, words)
+    # The model, which takes much longer to read, comes last.
+    found = read_words(files, renames)
+    check_prompts(prompts, list(found))
+    model = load_model(options.ckpt_path, options.config, device=options.device)
+    words = put_words(model, found) if found else []
     if words and prompts and not any(find_words(prompt, words) for prompt in prompts):
         logger.warning(
             "%r has none of the learned words %s: they change nothing", prompts[0], ", ".join(words)

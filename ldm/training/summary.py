@@ -159,7 +159,8 @@ def log_table(words: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="Learned words", title_justify="left")
-    for heading in ("word", "starts from", "norm", "moved", "near", "IoU with the true mask"):
+    table.add_column("word", no_wrap=True)
+    for heading in ("starts from", "norm", "moved", "near", "IoU with the true mask"):
         table.add_column(heading, overflow="fold")
     for row in words:
         before = "?" if row["iou_before"] is None else f"{row['iou_before']:.2f}"

@@ -67,6 +67,17 @@ def test_a_photograph_is_segmented_whole_and_at_its_own_size(photo):
     assert Image.open(photo / "photo-teddy.png").size == (512, 256)
 
 
+def test_what_an_earlier_call_found_stays(files, tmp_path):
+    assert on_photo(files, tmp_path) == 0
+    first = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert on_photo(files, tmp_path, "--seed", "7") == 0
+    assert {name: (tmp_path / name).read_bytes() for name in first} == first
+    assert len(list(tmp_path.iterdir())) == 2 * len(first)
+    told = Image.open(tmp_path / "photo-2-panel.png").text
+    assert (told["seed"], told["words"]) == ("7", Path(files.words).name)
+    assert read(tmp_path, "photo-2")[0]["picture"] == "photo"
+
+
 def test_maps_are_those_of_the_library(files, photo):
     model = load_model(files.weights, files.config)
     load_words(model, [files.words])
@@ -146,8 +157,8 @@ def test_a_drawing_is_watched(files, tmp_path):
     prompt = ["--prompt", "a photo of a <teddy> on grass", "--ddim_steps", "4", *LEVELS]
     assert run(files, tmp_path / "all", *prompt, "--n_samples", "2") == 0
     assert run(files, tmp_path / "late", *prompt, "--window", "0.5,1") == 0
-    (whole, first), (_, second) = read(tmp_path / "all", "0000"), read(tmp_path / "all", "0001")
-    late = read(tmp_path / "late", "0000")[1]
+    (whole, first), (_, second) = read(tmp_path / "all", "0042"), read(tmp_path / "all", "0043")
+    late = read(tmp_path / "late", "0042")[1]
     assert whole["size"] == {"width": 16, "height": 16}
     assert not np.allclose(first["map/<teddy>"], second["map/<teddy>"])
     assert not np.allclose(first["map/<teddy>"], late["map/<teddy>"])
@@ -158,7 +169,7 @@ def test_a_window_takes_apart_what_all_steps_average(files, tmp_path):
     maps = []
     for part in ("0,0.5", "0.5,1", "0,1"):
         assert run(files, tmp_path / part, *prompt, "--window", part) == 0
-        maps.append(read(tmp_path / part, "0000")[1]["map/<teddy>"])
+        maps.append(read(tmp_path / part, "0042")[1]["map/<teddy>"])
     np.testing.assert_allclose((maps[0] + maps[1]) / 2, maps[2], rtol=1e-4)
 
 

@@ -74,6 +74,16 @@ def test_an_earlier_edit_is_not_overwritten(files, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2 * len(first)
 
 
+def test_every_picture_says_how_it_is_made_again(files, tmp_path):
+    assert run(files, tmp_path, "--target", "a cat", "--n_samples", "2", "--cross", "0.6") == 0
+    told = Image.open(tmp_path / "0043-edited.png").text
+    assert (told["seed"], told["cross"], "blend" in told) == ("43", "0.6", False)
+    alone = tmp_path / "alone"
+    assert run(files, alone, "--target", "a cat", "--seed", "43", "--cross", "0.6") == 0
+    same, again = pixels(tmp_path / "0043-edited.png"), pixels(alone / "0043-edited.png")
+    assert np.abs(same.astype(int) - again).max() <= 1
+
+
 def test_blend_can_be_switched(files, tmp_path):
     assert run(files, tmp_path / "off", "--replace", "<teddy>=a cat", "--no-blend") == 0
     assert not (tmp_path / "off" / "0042-mask.png").exists()

@@ -204,6 +204,8 @@ def test_two_files_with_one_word(draw, embeddings, tmp_path):
         (["--from-file", "nowhere.txt"], ["nowhere.txt", "no such file"]),
         (["--prompt", "a", "--embedding_path", "nowhere.pt"], ["nowhere.pt"]),
         (["--prompt", "a", "--ckpt_path", "nowhere.ckpt"], ["nowhere.ckpt"]),
+        # Words are looked at first: a large model takes minutes to read.
+        (["--prompt", "a <cta>", "--ckpt_path", "nowhere.ckpt"], ["<cta>", "did you mean <cat>"]),
         (["--prompt", "a", "--config", "nowhere.yaml"], ["nowhere.yaml"]),
         (["--prompt", "a", "--init-img", "nowhere.png"], ["nowhere.png"]),
         (["--prompt", "a", "--init-img", "setup.py"], ["setup.py", "cannot be read"]),
