@@ -51,10 +51,10 @@ def draw(
         batch["run"].tolist(), batch["step"].tolist(), batch["slot"].tolist(), noise, strict=True
     ):
         generator = step_generator(seed, run, step, NOISE_STREAM + slot)
-        numbers.append(_number(timesteps, weights, (), generator))
+        numbers.append(_numbers(timesteps, weights, (), generator=generator))
         one.normal_(generator=generator)
     times = _as_timesteps(torch.stack(numbers), weights)
-    noise = noise.transpose(0, 1).to(device, non_blocking=True)
+    noise = noise.transpose(0, 1).contiguous().to(device, non_blocking=True)
     return Draws(times.to(device, non_blocking=True), noise[0], noise[1])
 
 
@@ -85,24 +85,22 @@ def draw_timesteps(
     device: torch.device | None = None,
 ) -> Tensor:
     """Timesteps of `shape`, uniform or weighted; either way one number is drawn for each."""
-    return _as_timesteps(_number(timesteps, weights, shape, generator, device), weights)
+    numbers = _numbers(timesteps, weights, shape, generator=generator, device=device)
+    return _as_timesteps(numbers, weights)
 
 
-def _number(
-    timesteps: int,
-    weights: Tensor | None,
-    shape: Sequence[int],
-    generator: torch.Generator | None = None,
-    device: torch.device | None = None,
-) -> Tensor:
-    """The timesteps themselves or, where they are weighted, numbers in [0, 1) that choose them."""
+def _numbers(timesteps: int, weights: Tensor | None, shape: Sequence[int], **source: Any) -> Tensor:
+    """Timesteps of `shape` or, where they are weighted, numbers in [0, 1) that choose them.
+
+    `source` is the generator and the device.
+    """
     if weights is None:
-        return torch.randint(timesteps, tuple(shape), generator=generator, device=device)
-    return torch.rand(tuple(shape), generator=generator, device=device)
+        return torch.randint(timesteps, tuple(shape), **source)
+    return torch.rand(tuple(shape), **source)
 
 
 def _as_timesteps(numbers: Tensor, weights: Tensor | None) -> Tensor:
-    """The timesteps that the numbers of `_number` choose."""
+    """The timesteps that what `_numbers` drew stands for."""
     if weights is None:
         return numbers
     cumulative = weights.to(numbers.device).cumsum(0)
