@@ -1,4 +1,4 @@
-"""Measure what is done with learned words: sampling, editing, inversion, attention.
+"""Measure what is done with words: sampling, Attend-and-Excite, editing, inversion, attention.
 
     python scripts/measure_sampling.py --outdir outputs/measures
     python scripts/measure_sampling.py samplers --scenes 32 --steps 10,20
@@ -15,6 +15,7 @@ import json
 import logging
 import platform
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -28,6 +29,7 @@ from ldm.checkpoint import write_atomic
 from ldm.data.images import find_images, load_image
 from ldm.data.playroom import PlayroomConcepts, get_concept_set
 from ldm.editing import EditOptions
+from ldm.editing.attend_excite import ExciteOptions
 from ldm.editing.inversion import fit_image, picture_size
 from ldm.evaluation.editing import edit_cases, measure_edits
 from ldm.evaluation.intervals import Mean
@@ -43,10 +45,18 @@ from ldm.evaluation.samplers import (
     measure_inversion,
 )
 from ldm.evaluation.tables.grid import file_digest
-from ldm.inference import SAMPLERS, load_model, load_words, rooted, shipped_weights
+from ldm.inference import (
+    SAMPLERS,
+    SamplingOptions,
+    load_model,
+    load_words,
+    rooted,
+    sample_images,
+    shipped_weights,
+)
 from ldm.training.flags import count, numbers
 from ldm.training.sets import learn_set, set_of, words_of
-from ldm.util import bfloat16_products
+from ldm.util import bfloat16_products, progress_of
 
 logger = logging.getLogger("measure_sampling")
 
@@ -100,6 +110,45 @@ def samplers(model: Any, options: argparse.Namespace) -> Measured:
         for row in rows
     ]  # fmt: skip
     return [asdict(row) for row in rows], lines
+
+
+def excited(model: Any, options: argparse.Namespace) -> Measured:
+    """Captions of several things with Attend-and-Excite for all their nouns, and without.
+
+    Pictures of a caption are from the same noise; the last row is what they differ by.
+    """
+    judge = load_judge(options.judge, options.device)
+    scenes = fresh_scenes(options.scenes, options.things, 64, seed=options.seed)
+    lines = [["Attend-and-Excite", "all things right", "things right", "s per image"]]
+    values: dict[str, list[list[float]]] = {}
+    figures = {}
+    for name in ("no", "all nouns"):
+        began, values[name] = time.monotonic(), [[], []]
+        with progress_of(f"Attend-and-Excite: {name}", len(scenes)) as done:
+            for number, scene in enumerate(scenes):
+                nouns = tuple(dict.fromkeys(thing.word for thing in scene.objects))
+                sampling = SamplingOptions(
+                    steps=options.excite_steps, scale=options.scale, seed=options.seed + number
+                )
+                push = None if name == "no" else ExciteOptions(nouns)
+                (image,) = sample_images(
+                    model, scene.caption, sampling, count=1, excite=push, progress=False
+                )
+                reading = judge.read(image.float().cpu())[0]
+                seen = [reading.find(thing.name) is not None for thing in scene.objects]
+                for kept, value in zip(values[name], (all(seen), fmean(seen)), strict=True):
+                    kept.append(float(value))
+                done(1)
+        seconds = (time.monotonic() - began) / len(scenes)
+        means = Mean.share(values[name][0]), Mean.of(values[name][1])
+        figures[name] = [*map(asdict, means), {"seconds": seconds}]
+        lines.append([name, *(mean.told(3) for mean in means), f"{seconds:.2f}"])
+    gains = [
+        Mean.of(with_it - without for without, with_it in zip(*pair, strict=True))
+        for pair in zip(values["no"], values["all nouns"], strict=True)
+    ]
+    lines.append(["difference", *(gain.told(3) for gain in gains), ""])
+    return {**figures, "difference": [asdict(gain) for gain in gains]}, lines
 
 
 def edit_settings(options: argparse.Namespace) -> dict[str, EditOptions]:
@@ -219,6 +268,7 @@ def attention(model: Any, options: argparse.Namespace) -> Measured:
 
 MEASURES: dict[str, Callable[[Any, argparse.Namespace], Measured]] = {
     "samplers": samplers,
+    "excited": excited,
     "edits": edits,
     "inversion": inversion,
     "attention": attention,
@@ -268,7 +318,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--run", action="append", default=[], metavar="FOLDER", help="a finished run; repeat")
     add("--train_steps", type=count, default=400, help="training steps, without --run")
     add("--judge", metavar="FILE", help="weights of the judge; default: those that ship")
-    add("--scenes", type=count, default=96, help="samplers: pictures for each figure")
+    add("--scenes", type=count, default=96, help="samplers, excited: pictures for each figure")
+    add("--things", type=count, default=5, help="excited: how many things captions name")
+    add("--excite_steps", type=count, default=25, help="excited: sampling steps")
     add("--steps", type=numbers, default=[10, 20, 50], metavar="N,M", help="samplers: steps")
     add("--reference", type=count, default=1000, help="samplers: steps of the reference")
     add("--edits", type=count, default=200, help="edits: how many")

@@ -48,7 +48,7 @@ def quick(tmp_path_factory) -> list[str]:
     save_safetensors(JudgeNetwork().state_dict(), path, {})
     return ["--judge", str(path), "--scenes", "2", "--steps", "1", "--reference", "2",
             "--edits", "1", "--edit_steps", "2", "--inversion_steps", "2", "--pictures", "1",
-            "--train_steps", "1"]  # fmt: skip
+            "--train_steps", "1", "--excite_steps", "2"]  # fmt: skip
 
 
 def test_the_page_is_a_page(repo):
@@ -148,14 +148,15 @@ class TestMeasures:
         more = ["--run", str(run), "--images", str(photos.parent), "--outdir", str(tmp_path)]
         assert measure_sampling.main([*quick, *more]) == 0
         kept = json.loads((tmp_path / "sampling.json").read_text())
-        assert list(kept) == ["samplers", "edits", "inversion", "attention"]
+        assert list(kept) == ["samplers", "excited", "edits", "inversion", "attention"]
         assert len(kept["samplers"]["figures"]) == 1 + 3
         rows = [(row["words"], row["blend"]) for row in kept["edits"]["figures"]["settings"]]
         assert rows == [(w, b) for w in ("learned", "plain") for b in ("0.3", "no")]
         assert list(kept["inversion"]["figures"]) == ["own samples", "given pictures"]
         assert {row["word"] for row in kept["attention"]["figures"]} == {"<bear>", "<skateboard>"}
         page = (tmp_path / "sampling.md").read_text()
-        assert page.count("## ") == 4
+        assert list(kept["excited"]["figures"]) == ["no", "all nouns", "difference"]
+        assert page.count("## ") == 5
         assert str(tmp_path) not in json.dumps(kept["edits"]["settings"]["outdir"])
 
     def test_edits_are_measured_with_local_blend_and_without(self):
