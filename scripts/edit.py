@@ -190,9 +190,10 @@ def metadata(target: str, options: argparse.Namespace, number: int) -> dict[str,
         "method": options.method,
         "cross": str(options.cross),
         "self": str(options.self_attention),
-        "reweight": ", ".join(f"{word}={factor}" for word, factor in options.reweight),
         **origin(options),
     }
+    if options.reweight:
+        note["reweight"] = ", ".join(f"{word}={factor}" for word, factor in options.reweight)
     if blends(options):
         note |= {"blend": ", ".join(options.blend_words) or "changed words",
                  "threshold": str(options.threshold)}  # fmt: skip
