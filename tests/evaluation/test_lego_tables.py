@@ -42,7 +42,8 @@ def toy(tmp_path_factory):
 
 @pytest.fixture
 def model(toy):
-    return load_model(toy.weights, toy.backbone)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return load_model(toy.weights, toy.backbone, device=device)
 
 
 class Truth:

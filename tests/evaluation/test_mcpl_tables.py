@@ -45,7 +45,8 @@ def toy(tmp_path_factory):
 
 @pytest.fixture
 def model(toy):
-    model = load_model(toy.weights, toy.backbone)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(toy.weights, toy.backbone, device=device)
     model.mask_resolution = [8, 4]
     return model
 

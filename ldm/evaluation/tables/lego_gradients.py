@@ -113,10 +113,12 @@ class LambdaFamily(LegoFamily):
     @torch.no_grad()
     def _placed(self, run: Run, file: Path) -> dict[str, float]:
         """Where the learned concept words of a run have come to lie."""
-        term, vectors = ContextLoss(lists="playroom"), read_embeddings(file).vectors
+        term = ContextLoss(lists="playroom")
         term.look_up(self.model.cond_stage_model, self._pictures(run).words)
-        losses = [context_loss(vectors[w].float(), *term.neighbours[w]) for w in term.neighbours]
-        norms = [vectors[word].float().norm(dim=-1) for word in term.neighbours]
+        held = read_embeddings(file).vectors
+        vectors = {word: held[word].float().to(self.model.device) for word in term.neighbours}
+        losses = [context_loss(vectors[word], *near) for word, near in term.neighbours.items()]
+        norms = [each.norm(dim=-1) for each in vectors.values()]
         return {"share": float(torch.cat(losses).neg().exp().mean()),
                 "norm": float(torch.cat(norms).mean())}  # fmt: skip
 
