@@ -36,7 +36,13 @@ def fill(page: Path, parts: Mapping[str, str]) -> None:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines of a Markdown table."""
-    return ["| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows)]
+    every = (heads, ["---"] * len(heads), *rows)
+    return ["| " + " | ".join(map(literal, row)) + " |" for row in every]
+
+
+def literal(text: str) -> str:
+    """Text in which Markdown does not take a ``<word>`` for HTML, which it would not show."""
+    return text.replace("<", "\\<")
 
 
 def _place(name: str, parts: Mapping[str, str]) -> str:

@@ -26,6 +26,7 @@ from ldm.training.each_run import EachRun, Member
 from ldm.training.folder import PACKS, RunFolder, run_folder
 from ldm.training.host import settle
 from ldm.training.jobs import Job, is_complete, job_config, job_sentence, record
+from ldm.training.overview import write_overview
 from ldm.training.run import (
     build_model,
     explaining,
@@ -97,6 +98,7 @@ def train_packed(config: DictConfig, options: Options) -> RunFolder:
     with run_folder(options.flags) as folder:
         _write_config(folder, config)
         learn_many(config, jobs, folder.root, config.get("pack", PACK))
+        write_overview(folder.root, [job.name for job in jobs])
     return folder
 
 

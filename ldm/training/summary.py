@@ -10,6 +10,7 @@ from typing import Any
 from ldm.checkpoint import write_atomic
 from ldm.evaluation.looking import Looker, as_started
 from ldm.evaluation.looks import SHOWN, SavedLook, best_look, read_looks, write_json
+from ldm.evaluation.pages import literal, table
 from ldm.evaluation.pictures import Pictures, draw
 from ldm.evaluation.report import overlap_summary, saved_steps, write_report
 from ldm.evaluation.words import report_words
@@ -128,15 +129,10 @@ def _overlaps(looks: Sequence[SavedLook]) -> dict[str, dict[str, float]]:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The summary as a page of Markdown."""
-    lines = [
-        "# Learned words",
-        "",
-        "| " + " | ".join(column.replace("_", " ") for column in COLUMNS) + " |",
-        "|" + " --- |" * len(COLUMNS),
-    ]
-    for row in summary["words"]:
-        lines.append("| " + " | ".join(_cell(row[column]) for column in COLUMNS) + " |")
-    lines += ["", f"Sentence: {summary['sentences'][0]}", ""]
+    heads = [column.replace("_", " ") for column in COLUMNS]
+    rows = [[_cell(row[column]) for column in COLUMNS] for row in summary["words"]]
+    lines = ["# Learned words", "", *table(heads, rows), ""]
+    lines += [f"Sentence: {literal(summary['sentences'][0])}", ""]
     if summary["best"]:
         best = summary["best"]
         lines += [f"Lowest evaluation loss: {best['loss']:.4f} at step {best['step']} "

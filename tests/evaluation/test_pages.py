@@ -1,6 +1,6 @@
 """Pages of Markdown with places that commands fill in."""
 
-from ldm.evaluation.pages import filled, places
+from ldm.evaluation.pages import filled, places, table
 
 PAGE = """# Title
 
@@ -37,3 +37,7 @@ def test_a_part_without_a_place_gets_one_at_the_end():
     assert text.startswith("# Title\n\n<!-- begin one -->\nnewer\n")
     assert text.endswith("after\n\n<!-- begin three -->\nnew\n<!-- end three -->\n")
     assert filled("", {"one": "first"}) == "<!-- begin one -->\nfirst\n<!-- end one -->\n"
+
+
+def test_a_word_in_angle_brackets_can_be_seen_in_a_table():
+    assert table(["word"], [["<bear>"]])[-1] == r"| \<bear> |"

@@ -276,8 +276,11 @@ class TestTheCommandLine:
         outcome = command(toy.arguments(tmp_path, *roots), tmp_path)
         assert outcome.code == 0
         assert sorted(p.name for p in outcome.folder.iterdir()) == [
-            "configs", "images", "others", "packs"
+            "configs", "images", "others", "overview.md", "packs"
         ]  # fmt: skip
+        overview = (outcome.folder / "overview.md").read_text()
+        assert "| images |" in overview or "[images](images/report.html)" in overview
+        assert "mean of 2 runs" in overview
         outcome = command(["--resume", outcome.folder, "--max_steps", "4"], tmp_path)
         assert outcome.code == 0, outcome.said
         command(toy.arguments(tmp_path / "one", "--max_steps", "4", "--data_root", other_images))

@@ -10,7 +10,7 @@ import numpy as np
 
 from ldm.checkpoint import write_atomic
 from ldm.evaluation.intervals import Mean, over_seeds
-from ldm.evaluation.pages import fill, table
+from ldm.evaluation.pages import fill, literal, table
 from ldm.evaluation.tables.grid import Arm, Experiment, Row
 from ldm.evaluation.tables.questions import Answer, answers, values_of
 from ldm.visual import GREY, INK, WORD_COLOURS
@@ -37,7 +37,7 @@ def shown(experiment: Experiment) -> list[Arm]:
 def markdown(experiment: Experiment, rows: Sequence[Row], facts: Mapping[str, Any]) -> str:
     """A page: what was done, a table for each group of sets, the questions and their answers."""
     found = figures(experiment, rows)
-    lines = [f"# {experiment.title}", "", " ".join(experiment.about.split()), ""]
+    lines = [f"# {experiment.title}", "", literal(" ".join(experiment.about.split())), ""]
     sets = "; ".join(f"{group}: {', '.join(names)}" for group, names in experiment.groups.items())
     steps = sorted({experiment.steps_of(arm) for arm in experiment.arms if arm.learned})
     lines += [
