@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ldm.errors import UserError
+from ldm.errors import UserError, exit_code
 from ldm.modules.embedding_manager import files_of, write_words
 from ldm.modules.word_files import Word, read_renames, read_words
 from ldm.training.cli import Parser
@@ -96,20 +96,15 @@ def numbered(words: dict[str, Word]) -> dict[str, int]:
     return ids
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Merge; the exit code is 0 on success and 1 on an error."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        options = build_parser().parse_args(arguments)
-        paths = list(dict.fromkeys(options.manager_ckpts))
-        words = read_words(paths, read_renames(options.rename, paths))
-        check_widths(words)
-        check_output(options.output_path, paths)
-        vectors, ids = {name: word.vectors for name, word in words.items()}, numbered(words)
-        files = write_words(options.output_path, vectors, ids)
-    except (ValueError, OSError) as error:
-        logger.error("error: %s", error)
-        return 1
+def merge(arguments: Sequence[str] | None) -> None:
+    """Merge the files of a command line, and say what became of their words."""
+    options = build_parser().parse_args(arguments)
+    paths = list(dict.fromkeys(options.manager_ckpts))
+    words = read_words(paths, read_renames(options.rename, paths))
+    check_widths(words)
+    check_output(options.output_path, paths)
+    vectors, ids = {name: word.vectors for name, word in words.items()}, numbered(words)
+    files = write_words(options.output_path, vectors, ids)
     for name, word in words.items():
         logger.info("%s: %d vectors, from %s", name, len(word.vectors), word.source)
     new = [f"{name} ({ids[name]})" for name, word in words.items() if ids[name] != word.id]
@@ -121,7 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ", ".join(new),
         )
     logger.info("wrote %s", " and ".join(map(str, files)))
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Merge; the exit code is 0 on success, 1 on an error, 130 when interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return exit_code(lambda: merge(arguments))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from ldm.checkpoint import write_atomic
 from ldm.concepts.recorder import Positions, WordAttention, named_positions
 from ldm.data.images import load_image
 from ldm.editing.inversion import fit_image, picture_size, sampling_plan
+from ldm.errors import exit_code
 from ldm.evaluation.localisation import SHARES, binary_mask, compete, iou, record_noised
 from ldm.inference import SamplingOptions, sample_latents
 from ldm.modules.attention import AttentionSite, Grid
@@ -387,25 +388,25 @@ def sheet(looked: Looked, masks: Sequence[np.ndarray], sentence: str) -> Picture
     return panel([cells], [Heading("picture"), *words, Heading("labels")], sentence)
 
 
+def look(options: argparse.Namespace) -> None:
+    """Look, and write down what was found."""
+    check(options)
+    sentence = plain_text(options.prompt or options.sentence)
+    model = open_model(options, [sentence])
+    find = look_at_drawing if options.prompt else look_at_images
+    for looked in find(model, sentence, options):
+        for word, found in write(looked, sentence, options)["words"].items():
+            overlap = f", IoU {found['iou']:.2f}" if "iou" in found else ""
+            share, box = 100 * found["share"], found["box"]
+            logger.info("%s %s: %.1f %%, box %s%s", looked.name, word, share, box, overlap)
+    logger.info("results in %s", options.outdir)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script; the exit code is 0 on success and 1 on an error."""
+    """Run the script; the exit code is 0 on success, 1 on an error, 130 when interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = build_parser().parse_args(arguments)
-    try:
-        check(options)
-        sentence = plain_text(options.prompt or options.sentence)
-        model = open_model(options, [sentence])
-        look = look_at_drawing if options.prompt else look_at_images
-        for looked in look(model, sentence, options):
-            for word, found in write(looked, sentence, options)["words"].items():
-                overlap = f", IoU {found['iou']:.2f}" if "iou" in found else ""
-                share, box = 100 * found["share"], found["box"]
-                logger.info("%s %s: %.1f %%, box %s%s", looked.name, word, share, box, overlap)
-    except (ValueError, OSError, ImportError) as error:
-        logger.error("error: %s", error)
-        return 1
-    logger.info("results in %s", options.outdir)
-    return 0
+    return exit_code(lambda: look(options))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from ldm.editing import EditOptions, Inversion, ddim_inversion, edit, null_text_
 from ldm.editing import replace_word as replaced
 from ldm.editing.edit import METHODS, Edited, check_edit
 from ldm.editing.inversion import fit_image, picture_size
+from ldm.errors import exit_code
 from ldm.inference import SamplingOptions, latent_shape
 from ldm.models.diffusion.draws import noise_of
 from ldm.prompts.sentence import as_words
@@ -207,21 +208,21 @@ def blends(options: argparse.Namespace) -> bool:
     return bool(options.replace) if options.blend is None else bool(options.blend)
 
 
+def run(options: argparse.Namespace) -> None:
+    """Change what the command line says, and write the pictures."""
+    if options.n_samples < 1:
+        raise ValueError(f"--n_samples {options.n_samples}: at least 1 is needed")
+    target = make_target(options)
+    model = open_model(options, [options.prompt, target])
+    written = write(change(model, target, options), target, options)
+    logger.info("%d files in %s", len(written), options.outdir)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script; the exit code is 0 on success and 1 on an error."""
+    """Run the script; the exit code is 0 on success, 1 on an error, 130 when interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = build_parser().parse_args(arguments)
-    try:
-        if options.n_samples < 1:
-            raise ValueError(f"--n_samples {options.n_samples}: at least 1 is needed")
-        target = make_target(options)
-        model = open_model(options, [options.prompt, target])
-        written = write(change(model, target, options), target, options)
-    except (ValueError, OSError, ImportError) as error:
-        logger.error("error: %s", error)
-        return 1
-    logger.info("%d files in %s", len(written), options.outdir)
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from ldm.checkpoint import write_atomic
 from ldm.data.playroom import PlayroomConcepts
 from ldm.data.playroom.spec import COUNTS
 from ldm.editing import EditOptions, edit, replace_word
+from ldm.errors import exit_code
 from ldm.evaluation.localisation import compete, word_maps
 from ldm.inference import (
     SamplingOptions,
@@ -291,20 +292,20 @@ def make(options: argparse.Namespace, run: Path) -> None:
     logger.info("written to %s", options.out)
 
 
+def run(options: argparse.Namespace) -> None:
+    """Learn words where no run is given, and draw the picture."""
+    with tempfile.TemporaryDirectory() as folder:
+        learned = options.run or learn_set(
+            options.set, folder, steps=options.train_steps, seed=options.train_seed
+        )
+        make(options, Path(learned))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script; the exit code is 0 on success and 1 on an error."""
+    """Run the script; the exit code is 0 on success, 1 on an error, 130 when interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = build_parser().parse_args(arguments)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            run = options.run or learn_set(
-                options.set, folder, steps=options.train_steps, seed=options.train_seed
-            )
-            make(options, Path(run))
-    except (ValueError, OSError) as error:
-        logger.error("error: %s", error)
-        return 1
-    return 0
+    return exit_code(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from ldm.data.playroom import PlayroomConcepts, get_concept_set
 from ldm.editing import EditOptions
 from ldm.editing.attend_excite import ExciteOptions
 from ldm.editing.inversion import fit_image, picture_size
+from ldm.errors import exit_code
 from ldm.evaluation.editing import edit_cases, measure_edits
 from ldm.evaluation.intervals import Mean
 from ldm.evaluation.judge import WEIGHTS, load_judge
@@ -343,33 +344,33 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def measure(options: argparse.Namespace) -> None:
+    """Measure everything that was asked for, and keep it."""
+    if unknown := set(options.what) - set(MEASURES):
+        raise ValueError(f"{sorted(unknown)} cannot be measured; accepted are {list(MEASURES)}")
+    folder = Path(options.outdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    given = {key: value for key, value in vars(options).items() if value not in ([], None)}
+    given.pop("page", None)
+    settings = given | {"outdir": folder.name, "threads": torch.get_num_threads()}
+    settings |= {"run": [Path(run).name for run in options.run], "machine": platform.machine()}
+    for name in options.what or MEASURES:
+        model, low = load_model(device=options.device), options.precision == "autocast"
+        with bfloat16_products(model.device, low):
+            measured = MEASURES[name](model, options)
+        keep(folder, name, measured, {**settings, "what": name})
+        if options.page:
+            fill(options.page, {f"measure-{name}": section(measured, options)})
+        for row in measured[1]:
+            print("  ".join(row))
+    logger.info("figures in %s", folder)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script; the exit code is 0 on success and 1 on an error."""
+    """Run the script; the exit code is 0 on success, 1 on an error, 130 when interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     options = build_parser().parse_args(arguments)
-    try:
-        if unknown := set(options.what) - set(MEASURES):
-            raise ValueError(f"{sorted(unknown)} cannot be measured; accepted are {list(MEASURES)}")
-        folder = Path(options.outdir)
-        folder.mkdir(parents=True, exist_ok=True)
-        given = {key: value for key, value in vars(options).items() if value not in ([], None)}
-        given.pop("page", None)
-        settings = given | {"outdir": folder.name, "threads": torch.get_num_threads()}
-        settings |= {"run": [Path(run).name for run in options.run], "machine": platform.machine()}
-        for name in options.what or MEASURES:
-            model, low = load_model(device=options.device), options.precision == "autocast"
-            with bfloat16_products(model.device, low):
-                measured = MEASURES[name](model, options)
-            keep(folder, name, measured, {**settings, "what": name})
-            if options.page:
-                fill(options.page, {f"measure-{name}": section(measured, options)})
-            for row in measured[1]:
-                print("  ".join(row))
-    except (ValueError, OSError) as error:
-        logger.error("error: %s", error)
-        return 1
-    logger.info("figures in %s", folder)
-    return 0
+    return exit_code(lambda: measure(options))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from torch import Tensor
 from ldm.data.images import load_image
 from ldm.editing.attend_excite import ExciteOptions
 from ldm.editing.inversion import fit_image, picture_size
+from ldm.errors import exit_code
 from ldm.inference import SamplingOptions, sample_images
 from ldm.prompts.sentence import as_words
 from ldm.training.cli import Parser
@@ -185,24 +186,24 @@ def metadata(
     return note
 
 
-def main(arguments: Sequence[str] | None = None, **defaults: Any) -> int:
-    """Run the script; the exit code is 0 on success and 1 on an error."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    try:
-        options = build_parser(**defaults).parse_args(arguments)
-        prompts = read_prompts(options)
-        sampling = make_sampling(options)
-        model = open_model(options, prompts)
-        if options.compile:
-            compile_network(model)
-        low = options.precision == "autocast"
-        with bfloat16_products(torch.device(options.device), low):
-            written = draw(model, prompts, sampling, options)
-    except (ValueError, OSError, ImportError) as error:
-        logger.error("error: %s", error)
-        return 1
+def run(arguments: Sequence[str] | None, **defaults: Any) -> None:
+    """Draw what the command line says."""
+    options = build_parser(**defaults).parse_args(arguments)
+    prompts = read_prompts(options)
+    sampling = make_sampling(options)
+    model = open_model(options, prompts)
+    if options.compile:
+        compile_network(model)
+    low = options.precision == "autocast"
+    with bfloat16_products(torch.device(options.device), low):
+        written = draw(model, prompts, sampling, options)
     logger.info("%d pictures in %s", len(written), options.outdir)
-    return 0
+
+
+def main(arguments: Sequence[str] | None = None, **defaults: Any) -> int:
+    """Run the script; the exit code is 0 on success, 1 on an error, 130 when interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    return exit_code(lambda: run(arguments, **defaults))
 
 
 if __name__ == "__main__":
