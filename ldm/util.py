@@ -3,7 +3,7 @@
 import importlib
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from inspect import isfunction
@@ -53,6 +53,21 @@ def progress_of(label: str, total: int, unit: str = "it") -> Iterator[Callable[[
     """The same for work that comes in pieces: what it yields is told how much more is done."""
     with tqdm(desc=label, total=total, unit=unit, leave=False, mininterval=_quiet()) as shown:
         yield shown.update
+
+
+def print_rows(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on the error stream, beside the log; a learnable word stays on one line."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading == "word")
+    for row in rows:
+        # As plain text: a word may look like the markup of the table's library.
+        table.add_row(*map(Text, row))
+    Console(stderr=True).print(table)
 
 
 def _quiet() -> float:

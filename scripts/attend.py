@@ -243,15 +243,10 @@ def look_at_drawing(model: Any, prompt: str, options: argparse.Namespace) -> lis
     with controlling(model.model.diffusion_model, recorder):
         latents = sample_latents(model, prompts, sampling, on_step=recorder.begin_step)
     pictures = to_uint8(model.decode_first_stage(latents).clamp(-1, 1))
-    maps = recorder.maps().cpu()
+    drawn = zip(pictures, recorder.maps().cpu(), strict=True)
     return [
-        Looked(
-            f"{options.seed + i:04d}",
-            picture,
-            dict(zip(recorder.words, maps[i], strict=True)),
-            options.seed + i,
-        )
-        for i, picture in enumerate(pictures)
+        Looked(f"{seed:04d}", picture, dict(zip(recorder.words, maps, strict=True)), seed)
+        for seed, (picture, maps) in enumerate(drawn, options.seed)
     ]
 
 

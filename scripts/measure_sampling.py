@@ -121,35 +121,41 @@ def excited(model: Any, options: argparse.Namespace) -> Measured:
     judge = load_judge(options.judge, options.device)
     scenes = fresh_scenes(options.scenes, options.things, 64, seed=options.seed)
     lines = [["Attend-and-Excite", "all things right", "things right", "s per image"]]
-    values: dict[str, list[list[float]]] = {}
-    figures = {}
-    for name in ("no", "all nouns"):
-        began, values[name] = time.monotonic(), [[], []]
+    figures: dict[str, Any] = {}
+    shares: list[list[float]] = []
+    for name, excites in (("no", False), ("all nouns", True)):
+        began = time.monotonic()
         with progress_of(f"Attend-and-Excite: {name}", len(scenes)) as done:
+            found = []
             for number, scene in enumerate(scenes):
-                nouns = tuple(dict.fromkeys(thing.word for thing in scene.objects))
-                sampling = SamplingOptions(
-                    steps=options.excite_steps, scale=options.scale, seed=options.seed + number
-                )
-                push = None if name == "no" else ExciteOptions(nouns)
-                (image,) = sample_images(
-                    model, scene.caption, sampling, count=1, excite=push, progress=False
-                )
-                reading = judge.read(image.float().cpu())[0]
-                seen = [reading.find(thing.name) is not None for thing in scene.objects]
-                for kept, value in zip(values[name], (all(seen), fmean(seen)), strict=True):
-                    kept.append(float(value))
+                found.append(drawn_things(model, judge, scene, number, options, excites))
                 done(1)
+        shares.append(found)
         seconds = (time.monotonic() - began) / len(scenes)
-        means = Mean.share(values[name][0]), Mean.of(values[name][1])
+        means = Mean.share(share == 1 for share in found), Mean.of(found)
         figures[name] = [*map(asdict, means), {"seconds": seconds}]
         lines.append([name, *(mean.told(3) for mean in means), f"{seconds:.2f}"])
-    gains = [
-        Mean.of(with_it - without for without, with_it in zip(*pair, strict=True))
-        for pair in zip(values["no"], values["all nouns"], strict=True)
-    ]
+    pairs = list(zip(*shares, strict=True))
+    gains = (
+        Mean.of(float(after == 1) - float(before == 1) for before, after in pairs),
+        Mean.of(after - before for before, after in pairs),
+    )
     lines.append(["difference", *(gain.told(3) for gain in gains), ""])
     return {**figures, "difference": [asdict(gain) for gain in gains]}, lines
+
+
+def drawn_things(
+    model: Any, judge: Any, scene: Any, number: int, options: argparse.Namespace, excites: bool
+) -> float:
+    """The share of a scene's things in picture `number`, which its caption draws."""
+    nouns = tuple(dict.fromkeys(thing.word for thing in scene.objects))
+    sampling = SamplingOptions(
+        steps=options.excite_steps, scale=options.scale, seed=options.seed + number
+    )
+    excite = ExciteOptions(nouns) if excites else None
+    (image,) = sample_images(model, scene.caption, sampling, count=1, excite=excite, progress=False)
+    reading = judge.read(image.float().cpu())[0]
+    return fmean(reading.find(thing.name) is not None for thing in scene.objects)
 
 
 def edit_settings(options: argparse.Namespace) -> dict[str, EditOptions]:

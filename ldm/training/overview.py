@@ -1,10 +1,9 @@
 """Several runs at one look: what became of each word in each of them, and on the whole."""
 
-import logging
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -12,8 +11,7 @@ from ldm.checkpoint import write_atomic
 from ldm.evaluation.intervals import Mean
 from ldm.evaluation.pages import table
 from ldm.evaluation.report import read_summary
-
-logger = logging.getLogger(__name__)
+from ldm.util import print_rows
 
 #: In the folder that holds the runs.
 OVERVIEW = "overview.md"
@@ -34,14 +32,19 @@ def write_overview(root: Path, names: Sequence[str]) -> Path | None:
         return None
     rows = [row for name, summary in found.items() for row in _rows(name, summary)]
     means = _means([word for summary in found.values() for word in summary["words"]])
-    linked = [[f"[{run}]({run}/report.html)", *rest] if (root / run / "report.html").is_file()
-              else [run, *rest] for run, *rest in rows]  # fmt: skip
+    linked = [[_link(root, run), *rest] for run, *rest in rows]
     lines = ["# Runs", "", *table(HEADINGS, [*linked, *means]), ""]
     path = root / OVERVIEW
     with write_atomic(path) as temporary:
         Path(temporary).write_text("\n".join(lines), encoding="utf-8")
-    _log([*rows, *means])
+    print_rows("Runs", HEADINGS, [*rows, *means])
     return path
+
+
+def _link(root: Path, run: str) -> str:
+    """The name of a run, leading to its report where there is one."""
+    report = root / run / "report.html"
+    return f"[{run}]({quote(run)}/{report.name})" if report.is_file() else run
 
 
 def _rows(name: str, summary: Mapping[str, Any]) -> list[list[str]]:
@@ -71,17 +74,4 @@ def _means(words: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 
 def _told(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.2f}"
-
-
-def _log(rows: Sequence[Sequence[str]]) -> None:
-    """Print the rows."""
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title="Runs", title_justify="left")
-    for heading in HEADINGS:
-        shown.add_column(heading, overflow="fold", no_wrap=heading == "word")
-    for row in rows:
-        shown.add_row(*row)
-    Console(stderr=True).print(shown)
+    return "-" if value is None else f"{value:.2f}"

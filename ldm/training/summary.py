@@ -15,7 +15,7 @@ from ldm.evaluation.pictures import Pictures, draw
 from ldm.evaluation.report import overlap_summary, saved_steps, write_report
 from ldm.evaluation.words import report_words
 from ldm.inference import SamplingOptions
-from ldm.util import progress_bar
+from ldm.util import print_rows, progress_bar
 from ldm.visual import Cell, Heading, panel, save_png
 
 logger = logging.getLogger(__name__)
@@ -151,17 +151,12 @@ def _cell(value: Any) -> str:
 
 def log_table(words: Sequence[Mapping[str, Any]]) -> None:
     """Print the word table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Learned words", title_justify="left")
-    table.add_column("word", no_wrap=True)
-    for heading in ("starts from", "norm", "moved", "near", "IoU with the true mask"):
-        table.add_column(heading, overflow="fold")
+    rows = []
     for row in words:
         before = "?" if row["iou_before"] is None else f"{row['iou_before']:.2f}"
         overlap = "-" if row["iou"] is None else f"{before} -> {row['iou']:.2f}"
         norms = f"{row['norm_before']:.2f} -> {row['norm_after']:.2f}"
         near = ", ".join(row["nearest"])
-        table.add_row(row["word"], row["starts_from"], norms, f"{row['moved']:.2f}", near, overlap)
-    Console(stderr=True).print(table)
+        rows.append([row["word"], row["starts_from"], norms, f"{row['moved']:.2f}", near, overlap])
+    heads = ("word", "starts from", "norm", "moved", "near", "IoU with the true mask")
+    print_rows("Learned words", heads, rows)

@@ -14,7 +14,7 @@ from ldm.errors import UserError
 from ldm.prompts.sentence import RELATE, LearnableWord, Sentence, as_words
 from ldm.prompts.spans import find_words
 from ldm.training.config import public_params
-from ldm.util import step_generator
+from ldm.util import print_rows, step_generator
 
 logger = logging.getLogger(__name__)
 
@@ -191,15 +191,11 @@ def _check_room(model: Any, sentences: Iterable[Sentence]) -> None:
 @rank_zero_only
 def show(words: Sequence[LearnableWord], counts: Mapping[Sentence, int]) -> None:
     """Print the table of words: what each starts from, and how many images show it."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="Words to learn", title_justify="left")
-    for heading in ("word", "starts from", "vectors", "bound adjective", "images"):
-        table.add_column(heading)
+    rows = []
     for word in words:
         images = sum(n for sentence, n in counts.items() if word.name in sentence.caption.names())
-        table.add_row(word.name, word.start, str(word.vectors), word.adjective or "-", str(images))
-    Console(stderr=True).print(table)
+        rows.append([word.name, word.start, str(word.vectors), word.adjective or "-", str(images)])
+    heads = ("word", "starts from", "vectors", "bound adjective", "images")
+    print_rows("Words to learn", heads, rows)
     for sentence in list(counts)[:4]:
         logger.info("sentence: %s", sentence)

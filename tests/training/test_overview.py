@@ -42,6 +42,14 @@ def test_every_word_of_every_run_and_means_of_words_of_several(runs, capfd):
     assert "mean of 2" in capfd.readouterr().err
 
 
+def test_a_name_with_spaces_leads_to_its_report_too(tmp_path):
+    left(tmp_path / "my images", 1, 0.5)
+    (tmp_path / "my images" / "report.html").touch()
+    assert "| [my images](my%20images/report.html) |" in (
+        write_overview(tmp_path, ["my images"]).read_text()
+    )
+
+
 def test_nothing_is_written_where_no_run_was_summed_up(runs):
     assert write_overview(runs, ["seed3"]) is None
     assert not (runs / "overview.md").exists()

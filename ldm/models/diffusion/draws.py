@@ -45,8 +45,7 @@ def draw(
         noise = torch.randn(2, *shape, device=device)
         times = draw_timesteps(timesteps, weights, shape[:1], device=device)
         return Draws(times, noise[0], noise[1])
-    count = len(batch["step"])
-    numbers, noise = [], torch.empty(count, 2, *shape[1:])
+    numbers, noise = [], torch.empty(len(batch["step"]), 2, *shape[1:])
     for run, step, slot, one in zip(
         batch["run"].tolist(), batch["step"].tolist(), batch["slot"].tolist(), noise, strict=True
     ):

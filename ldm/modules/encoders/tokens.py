@@ -11,6 +11,7 @@ import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -95,12 +96,10 @@ class TextTokenizer:
     def __init__(self, load: Callable[[], Any], max_length: int) -> None:
         self._load = load
         self._backend: Any = None
-        self._splitter: Any = None
         self.max_length = max_length
         #: Words of which it was said already that they fall off the end, and that are not known.
         self._told_lost: set[str] = set()
         self._told_unknown: set[str] = set()
-        self._only_spells: bool | None = None
 
     @property
     def backend(self) -> Any:
@@ -119,14 +118,19 @@ class TextTokenizer:
 
     def pieces(self, text: str) -> tuple[list[int], Offsets]:
         """The token ids of ordinary text, without start and end, and the characters of each."""
-        if self._splitter is None:
-            # What `transformers` wraps, without its checks, which take ten times as long. A copy:
-            # calls of the tokenizer set truncation and padding of the original.
-            self._splitter = copy.deepcopy(self.backend.backend_tokenizer)
-            self._splitter.no_truncation()
-            self._splitter.no_padding()
         out = self._splitter.encode(text, add_special_tokens=False)
         return out.ids, out.offsets
+
+    @cached_property
+    def _splitter(self) -> Any:
+        """What `transformers` wraps, without its checks, which take longer than it does.
+
+        A copy: calls of the tokenizer set truncation and padding of the original.
+        """
+        splitter = copy.deepcopy(self.backend.backend_tokenizer)
+        splitter.no_truncation()
+        splitter.no_padding()
+        return splitter
 
     def token_ids(self, text: str) -> list[int]:
         """The token ids of ordinary text, without start and end."""
@@ -163,17 +167,15 @@ class TextTokenizer:
             sizes = [right - left for left, right in offsets if start <= left < end]
             # Scripts without upper case, such as Chinese, may have words of one character.
             several = len(sizes) > 1 and word.lower() != word.upper()
-            if several and (max(sizes) == 1 or self._spells()):
+            if several and (max(sizes) == 1 or self._only_spells):
                 found.append(word)
         return found
 
-    def _spells(self) -> bool:
+    @cached_property
+    def _only_spells(self) -> bool:
         """Whether the vocabulary is of whole words, and letters to write all others with."""
-        if self._only_spells is None:
-            inner = {piece[2:] for piece in self.backend.get_vocab() if piece.startswith("##")}
-            letters = set(string.ascii_lowercase)
-            self._only_spells = letters <= inner and all(len(piece) == 1 for piece in inner)
-        return self._only_spells
+        inner = {piece[2:] for piece in self.backend.get_vocab() if piece.startswith("##")}
+        return set(string.ascii_lowercase) <= inner and all(len(piece) == 1 for piece in inner)
 
     def tokenize(
         self,
